@@ -1,0 +1,1 @@
+"""Brokers: NATS JetStream, and one in memory for tests."""

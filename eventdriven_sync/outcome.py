@@ -1,0 +1,138 @@
+"""What an attempt came to: one small frozen value, and the signals a handler may raise to choose it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import attrs
+
+from eventdriven_sync.errors import InvalidDelay, shorten
+
+MAX_DELAY = 365 * 86400.0
+
+DeliveryState = Literal[
+    "pending", "running", "retrying", "succeeded", "dead", "discarded"
+]
+FINAL_STATES: frozenset[str] = frozenset({"succeeded", "dead", "discarded"})
+
+DeadReason = Literal[
+    "attempts_exhausted",
+    "rejected",
+    "not_retryable",
+    "undecodable",
+    "invalid",
+    "unknown_event",
+    "unknown_version",
+    "worker_lost",
+    "timeout",
+]
+
+# Every move a delivery may make; None stands for "no record yet". A property test refuses all others.
+MOVES: dict[str | None, frozenset[str]] = {
+    None: frozenset(
+        {"pending", "running", "retrying", "succeeded", "dead", "discarded"}
+    ),
+    "pending": frozenset({"running"}),
+    "running": frozenset({"running", "succeeded", "retrying", "dead", "discarded"}),
+    "retrying": frozenset({"running", "discarded"}),
+    "dead": frozenset({"retrying", "discarded"}),
+    "succeeded": frozenset(),
+    "discarded": frozenset(),
+}
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """One failed attempt, as it is kept with the delivery.
+
+    Attributes:
+        error_type: class name of the exception (``SMTPServerDisconnected``).
+        message: its text, at most 2,000 characters.
+        traceback: its stack, at most 16 KiB.
+        failed_at: worker's clock, UTC.
+        attempt: number of the attempt, from 1.
+        generation: 0 at first, one more after each retry from the dead letters.
+        worker: which process ran it.
+        duration_ms: how long the handler ran.
+    """
+
+    error_type: str
+    message: str
+    traceback: str
+    failed_at: datetime
+    attempt: int
+    generation: int = 0
+    worker: str = ""
+    duration_ms: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class Done:
+    """The handler returned."""
+
+
+@attrs.frozen(kw_only=True)
+class RetryAt:
+    """The attempt failed; the next one is due ``after`` seconds from when this is recorded."""
+
+    after: float
+    failure: Failure
+
+
+@attrs.frozen(kw_only=True)
+class Dead:
+    """No further attempt: the delivery becomes a dead letter."""
+
+    reason: DeadReason
+    failure: Failure
+
+
+@attrs.frozen(kw_only=True)
+class Discarded:
+    """The handler decided that this event needs no handling."""
+
+    reason: str
+
+
+Outcome = Done | RetryAt | Dead | Discarded
+
+
+class Signal(Exception):
+    """A handler's word on its own outcome; not an error of the library."""
+
+
+class Retry(Signal):
+    """Raise in a handler: try again in ``after`` seconds. Counts as a failed attempt.
+
+    Raises:
+        InvalidDelay: ``after`` is negative, over 365 days or not a number.
+    """
+
+    def __init__(self, reason: str = "retry asked for", *, after: float) -> None:
+        super().__init__(reason)
+        self.after = check_delay(after)
+
+
+class Reject(Signal):
+    """Raise in a handler: this event can never be handled; it becomes a dead letter at once."""
+
+
+class Discard(Signal):
+    """Raise in a handler: this event needs no handling; the delivery ends as ``discarded``."""
+
+
+def check_delay(value: object, *, field: str = "after") -> float:
+    """The delay in seconds, or InvalidDelay."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value <= MAX_DELAY
+    ):
+        raise InvalidDelay(
+            f"{field} is {shorten(value)}: give seconds from 0 to {MAX_DELAY:,.0f} (365 days)",
+            field=field,
+            value=value,
+            limit=MAX_DELAY,
+        )
+    return float(value)

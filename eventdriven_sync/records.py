@@ -1,0 +1,183 @@
+"""What the event store holds: operations, deliveries, handlers and workers, as immutable values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+import attrs
+
+from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.outcome import FINAL_STATES, DeliveryState, Failure, Outcome
+
+OperationStatus = Literal["running", "succeeded", "failed"]
+
+
+@attrs.frozen(kw_only=True)
+class Operation:
+    """The command that starts a chain of events.
+
+    Attributes:
+        id: 24 hex digits.
+        kind: ``http``, ``cli``, ``cron``, ``webhook``, ``script``, …; ``publish`` for an event that was
+            published outside any operation (such an operation is derived from its first event).
+        variables: what the command was called with, JSON-safe.
+        parent_id: the operation it was begun in, if any.
+        status: how the command itself ended; the chain's deliveries have states of their own.
+    """
+
+    id: str
+    name: str
+    kind: str
+    variables: Mapping[str, Any] = attrs.field(factory=dict)
+    user: str | None = None
+    parent_id: str | None = None
+    status: OperationStatus = "running"
+    error: Failure | None = None
+    started_at: datetime
+    finished_at: datetime | None = None
+
+
+@attrs.frozen(kw_only=True)
+class RawMessage:
+    """A message that is no event we can read, kept as it came (at most 1 MiB)."""
+
+    stream: str
+    sequence: int
+    subject: str
+    headers: Mapping[str, str]
+    data: bytes
+
+
+@attrs.frozen(kw_only=True)
+class Delivery:
+    """One event × one handler.
+
+    Attributes:
+        id: ``Group.handler:event id``.
+        attempts: starts of the handler in this generation, counted before the handler runs where that
+            matters (see ``starts``).
+        failures: the last 10 failed attempts, oldest first, over all generations.
+        failed: number of failed attempts in this generation.
+        generation: 0, one more after each retry from the dead letters.
+        lost: starts of this generation that ended without any outcome: the worker died.
+        due_at: when the next attempt may start (``pending``, ``retrying``) or the lease ends (``running``);
+            server clock.
+        token: who owns or recorded the last attempt; outcomes are fenced by it.
+        reason: why it is dead or discarded.
+        event: the event itself while the delivery is not settled, and when it is dead.
+        raw: the message itself when it is no readable event.
+    """
+
+    id: str
+    handler: str
+    event_id: str
+    event_name: str
+    operation_id: str
+    state: DeliveryState
+    attempts: int = 0
+    failed: int = 0
+    generation: int = 0
+    lost: int = 0
+    failures: tuple[Failure, ...] = ()
+    reason: str = ""
+    created_at: datetime
+    started_at: datetime | None = None
+    settled_at: datetime | None = None
+    duration_ms: float | None = None
+    due_at: datetime | None = None
+    token: str = ""
+    worker: str = ""
+    event: Envelope | None = None
+    raw: RawMessage | None = None
+
+    @property
+    def group(self) -> str:
+        """The consumer group, which is the part of the handler's name before the dot."""
+        return self.handler.partition(".")[0]
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more happens to it unless a person acts."""
+        return self.state in FINAL_STATES
+
+
+def delivery_id(handler: str, event_id: str) -> str:
+    """The id of the delivery of an event to a handler."""
+    return f"{handler}:{event_id}"
+
+
+@attrs.frozen(kw_only=True)
+class Settlement:
+    """One attempt with its outcome, as the store records it.
+
+    Attributes:
+        token: identifies the attempt. Recording the same attempt twice is one record.
+        claimed: True when the delivery was claimed in the store (the record exists and is fenced by
+            ``token``); False for the live lane's first record.
+        emitted: events the handler published; stored just before the outcome, only with ``Done``.
+    """
+
+    handler: str
+    event_id: str
+    event_name: str
+    operation_id: str
+    outcome: Outcome
+    token: str
+    claimed: bool
+    started_at: datetime
+    duration_ms: float
+    worker: str
+    event: Envelope | None = None
+    raw: RawMessage | None = None
+    emitted: tuple[Envelope, ...] = ()
+
+    @property
+    def delivery_id(self) -> str:
+        """The id of the delivery it belongs to."""
+        return delivery_id(self.handler, self.event_id)
+
+
+@attrs.frozen(kw_only=True)
+class HandlerRecord:
+    """Who is subscribed to what: for reconciling, audit, doctor and the topology view.
+
+    Attributes:
+        name: ``Group.handler``.
+        events: the event names, sorted.
+        starts_at: events published from then on are owed to it (server clock); None is all of them.
+        reconciled_until: everything published before has been compared with its deliveries.
+        location: ``module:function`` and line, for the handler catalogue.
+        policy: the retry policy in words.
+    """
+
+    name: str
+    events: tuple[str, ...]
+    starts_at: datetime | None
+    registered_at: datetime
+    seen_at: datetime
+    retired_at: datetime | None = None
+    reconciled_until: datetime | None = None
+    location: str = ""
+    policy: str = ""
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return self.name.partition(".")[0]
+
+
+@attrs.frozen(kw_only=True)
+class WorkerRecord:
+    """A live worker process: its heartbeat and what it runs now."""
+
+    id: str
+    host: str
+    pid: int
+    handlers: tuple[str, ...]
+    threads: int
+    running: tuple[str, ...]
+    started_at: datetime
+    seen_at: datetime

@@ -1,0 +1,99 @@
+"""When to try again: tenacity's ``stop``, ``wait`` and ``retry`` objects, asked for a decision.
+
+Nothing sleeps: the policy answers "in how many seconds", the event store keeps the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
+from eventdriven_sync.errors import InvalidOption, shorten
+from eventdriven_sync.outcome import MAX_DELAY, DeadReason
+
+
+def _callable(
+    instance: RetryPolicy, attribute: attrs.Attribute[Any], value: object
+) -> None:
+    if not callable(value):
+        raise InvalidOption(
+            f"RetryPolicy {attribute.name} is {shorten(value)}: give an object of tenacity, such as "
+            "stop_after_attempt(5), wait_random_exponential(max=600) or retry_if_exception_type(OSError)",
+            field=attribute.name,
+            value=value,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """How often and when a failed handler runs again.
+
+    The default is 5 attempts in all, waiting about 1, 2, 4 and 8 seconds (exponential with jitter), then
+    the delivery is a dead letter.
+
+    Args:
+        stop: tenacity ``stop`` object, asked with the number of failures so far.
+        wait: tenacity ``wait`` object; the answer is cut to 365 days.
+        on: tenacity ``retry`` object: which exceptions deserve another attempt.
+
+    Raises:
+        InvalidOption: an argument is not callable.
+    """
+
+    stop: Callable[[RetryCallState], bool] = attrs.field(
+        factory=lambda: stop_after_attempt(5), validator=_callable
+    )
+    wait: Callable[[RetryCallState], float] = attrs.field(
+        factory=lambda: wait_exponential_jitter(initial=1, max=600, jitter=0.5),
+        validator=_callable,
+    )
+    on: Callable[[RetryCallState], bool] = attrs.field(
+        factory=lambda: retry_if_exception_type(Exception), validator=_callable
+    )
+
+    def decide(
+        self, error: BaseException, *, failures: int, elapsed: float = 0.0
+    ) -> float | DeadReason:
+        """What follows failure number ``failures``.
+
+        Args:
+            error: what the handler raised.
+            failures: failed attempts so far, this one included.
+            elapsed: seconds since the first attempt of this generation.
+
+        Returns:
+            Seconds to wait, or the reason why the delivery is dead.
+        """
+        state = _call_state(error, failures=failures, elapsed=elapsed)
+        if not self.on(state):
+            return "not_retryable"
+        wait = min(max(float(self.wait(state)), 0.0), MAX_DELAY)
+        state.upcoming_sleep = wait
+        return "attempts_exhausted" if self.stop(state) else wait
+
+    def describe(self) -> str:
+        """The policy in words, for the handler catalogue."""
+        limit = getattr(self.stop, "max_attempt_number", None)
+        attempts = f"{limit} attempts" if limit else type(self.stop).__name__
+        return f"{attempts}, {type(self.wait).__name__}"
+
+
+def _call_state(
+    error: BaseException, *, failures: int, elapsed: float
+) -> RetryCallState:
+    """A fresh state as tenacity would have made it: its objects keep nothing between calls."""
+    state = RetryCallState(Retrying(), None, (), {})
+    state.start_time = time.monotonic() - elapsed
+    state.attempt_number = failures
+    state.set_exception((type(error), error, error.__traceback__))
+    return state

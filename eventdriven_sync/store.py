@@ -1,0 +1,264 @@
+"""What execution and the facade need of an event store. ``stores/mongo.py`` and ``stores/memory.py`` provide it.
+
+Every write is durable (``w=majority, j=true``) when the call returns, every call ends within its deadline.
+Errors: StoreUnavailable (nothing was written), PublishOutcomeUnknown (sent, not answered in time),
+StorePermissionDenied. Repeating a write with the same ids and tokens is always safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+import attrs
+
+from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.records import (
+    Delivery,
+    HandlerRecord,
+    Operation,
+    Settlement,
+    WorkerRecord,
+)
+
+T = TypeVar("T")
+
+NEW = datetime.max.replace(tzinfo=UTC)
+"""As a handler's ``starts_at``: from the moment of its registration, by the server's clock."""
+
+
+@attrs.frozen(kw_only=True)
+class EventQuery:
+    """Which events; empty fields match everything. Newest first, ``after`` is the last id of the page before."""
+
+    names: tuple[str, ...] = ()
+    operation_id: str | None = None
+    source: str | None = None
+    key: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    after: str | None = None
+    oldest_first: bool = False
+    limit: int = 100
+
+
+@attrs.frozen(kw_only=True)
+class DeliveryQuery:
+    """Which deliveries; empty fields match everything. Newest first by ``created_at``."""
+
+    ids: tuple[str, ...] = ()
+    handler: str | None = None
+    group: str | None = None
+    states: tuple[str, ...] = ()
+    error: str | None = None
+    reason: str | None = None
+    event_id: str | None = None
+    event_name: str | None = None
+    operation_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    after: str | None = None
+    limit: int = 100
+
+
+@attrs.frozen(kw_only=True)
+class OperationQuery:
+    """Which operations; empty fields match everything. Newest first, ``after`` is the last id of the page before."""
+
+    kind: str | None = None
+    name: str | None = None
+    user: str | None = None
+    status: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    after: str | None = None
+    limit: int = 100
+
+
+class EventStore(Protocol):
+    """Events and the operations they belong to."""
+
+    def append(
+        self, events: Sequence[Envelope], *, timeout: float, session: Any = None
+    ) -> list[bool]:
+        """Store events; per event True if it was stored before with the same content.
+
+        Concurrent callers share one write. With ``session`` they become part of its transaction.
+
+        Raises:
+            EventIdReused: an id exists with other content (derived ids excepted: there the first stays).
+            StoreUnavailable, PublishOutcomeUnknown.
+        """
+
+    def get(self, ids: Sequence[str]) -> dict[str, Envelope]:
+        """The events with these ids, as far as they exist."""
+
+    def find(self, query: EventQuery) -> list[Envelope]:
+        """Events by query."""
+
+    def count(
+        self,
+        names: Sequence[str],
+        *,
+        since: datetime | None,
+        until: datetime | None = None,
+    ) -> int:
+        """How many events of these names were published in ``[since, until)``."""
+
+    def save_operation(self, operation: Operation, *, timeout: float) -> None:
+        """Insert the operation, or replace it by this state of it."""
+
+    def operation(self, operation_id: str) -> Operation | None:
+        """The operation, or None."""
+
+    def find_operations(self, query: OperationQuery) -> list[Operation]:
+        """Operations by query."""
+
+
+class DeliveryStore(Protocol):
+    """Deliveries: outcomes, retries and dead letters. ``$$NOW`` is the server's clock everywhere."""
+
+    def states(self, delivery_ids: Sequence[str]) -> dict[str, str]:
+        """The state of those that have a record: the known-outcome query, one round trip."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Store emitted events, then outcomes; concurrent callers share writes.
+
+        Per settlement True if recorded (now or by an earlier try of the same token), False if fenced off:
+        somebody else owns or settled the delivery. ``RetryAt`` sets ``due_at`` to server time + ``after``.
+        """
+
+    def settle_in(self, session: Any, settlement: Settlement) -> bool:
+        """The same inside a transaction of ``transaction``/``run_transaction``; False means: abort."""
+
+    def start(self, deliveries: Sequence[Delivery], *, lease: float) -> list[bool]:
+        """Slow path: insert these as ``running`` with their ``token`` and a lease of ``lease`` seconds,
+        attempts counted; False where a record exists already."""
+
+    def claim_due(
+        self,
+        handlers: Sequence[str],
+        *,
+        limit: int,
+        lease: float,
+        worker: str,
+        token: str,
+    ) -> list[Delivery]:
+        """Claim deliveries that are due (pending or retrying at ``due_at``, running with an expired lease):
+        state ``running``, ``attempts`` + 1, ``lost`` + 1 where the lease had expired, ``token`` for all."""
+
+    def renew(
+        self, delivery_ids: Sequence[str], *, token: str, lease: float
+    ) -> set[str]:
+        """Prolong leases; return the ids that are no longer held under ``token``."""
+
+    def release(self, delivery_ids: Sequence[str], *, token: str) -> None:
+        """Give claimed deliveries back unrun: ``retrying``, due at once, the start not counted."""
+
+    def insert_pending(self, deliveries: Sequence[Delivery]) -> int:
+        """Reconciler and replay: insert as ``pending``, due at once; those that have a record stay. How many
+        were inserted."""
+
+    def next_due(self, handlers: Sequence[str]) -> float | None:
+        """Seconds until the next delivery is due (negative: overdue), None if there is none."""
+
+    def get(self, delivery_id: str) -> Delivery | None:
+        """The delivery, or None."""
+
+    def find(self, query: DeliveryQuery) -> list[Delivery]:
+        """Deliveries by query, without embedded events."""
+
+    def count(self, query: DeliveryQuery) -> dict[str, int]:
+        """Number of deliveries by state (``limit`` and ``after`` are ignored)."""
+
+    def retry_dead(self, query: DeliveryQuery, *, by: str) -> int:
+        """Move dead deliveries matching the query to ``retrying``: generation + 1, attempts and failed 0,
+        due at once, history kept. How many."""
+
+    def discard(self, query: DeliveryQuery, *, reason: str, by: str) -> int:
+        """Move dead or retrying deliveries matching the query to ``discarded``. How many."""
+
+
+class Directory(Protocol):
+    """Handlers, workers, leases and statistics."""
+
+    def register(self, records: Sequence[HandlerRecord]) -> list[HandlerRecord]:
+        """Upsert by name and return what is stored: ``starts_at`` and ``registered_at`` stay as first
+        registered (given as None it means all; given as ``NEW`` it becomes server time),
+        a retired handler begins anew."""
+
+    def handlers(self, *, retired: bool = False) -> list[HandlerRecord]:
+        """Handlers by name; retired ones only if asked for."""
+
+    def retire(self, name: str) -> bool:
+        """Mark as retired: nothing more is owed to it. False if unknown."""
+
+    def reconciled(self, name: str, until: datetime) -> None:
+        """Advance the handler's watermark."""
+
+    def now(self) -> datetime:
+        """The server's clock."""
+
+    def lead(self, role: str, holder: str, *, ttl: float) -> bool:
+        """Take or keep the lease on a role; True while ``holder`` has it."""
+
+    def resign(self, role: str, holder: str) -> None:
+        """Give the lease back at once."""
+
+    def heartbeat(self, worker: WorkerRecord) -> None:
+        """Say that a worker lives."""
+
+    def workers(self) -> list[WorkerRecord]:
+        """Workers heard of within the last minute."""
+
+    def forget_worker(self, worker_id: str) -> None:
+        """The worker stopped in good order."""
+
+    def write_stats(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Replace per-minute documents by ``_id`` (absolute values, so repeating is safe)."""
+
+    def stats(self, *, since: datetime) -> list[dict[str, Any]]:
+        """Per-minute documents since then."""
+
+
+class Store(Protocol):
+    """The event store: three views on one database, and its transactions."""
+
+    @property
+    def events(self) -> EventStore:
+        """Events and operations."""
+
+    @property
+    def deliveries(self) -> DeliveryStore:
+        """Deliveries."""
+
+    @property
+    def directory(self) -> Directory:
+        """Handlers, workers, leases, statistics."""
+
+    def open(self, *, timeout: float) -> None:
+        """Connect, create and verify the indexes. Safe to call again.
+
+        Raises:
+            StoreUnavailable, StorePermissionDenied, ConfigurationError (not a replica set, too old).
+        """
+
+    def transaction(self, *, timeout: float) -> AbstractContextManager[Any]:
+        """A transaction (majority, journaled, snapshot): commits when the block ends, aborts if it raises.
+
+        Yields the session for the user's own writes.
+
+        Raises:
+            PublishOutcomeUnknown: the commit was sent and not answered in time.
+        """
+
+    def run_transaction(self, body: Callable[[Any], T], *, timeout: float) -> T:
+        """Run ``body(session)`` in a transaction; run it again on transient errors within ``timeout``."""
+
+    def info(self) -> dict[str, Any]:
+        """Facts about the server for the doctor: version, replica set, indexes, journaling, clock."""
+
+    def close(self) -> None:
+        """Disconnect."""

@@ -1,0 +1,1 @@
+"""Event stores: MongoDB, and one in memory for tests."""
