@@ -11,32 +11,46 @@ from typing import TYPE_CHECKING, Any
 from eventdriven_sync._version import __version__
 
 if TYPE_CHECKING:
+    from eventdriven_sync.batching import Batch
+    from eventdriven_sync.bus import EventBus, Receipt
+    from eventdriven_sync.config import Settings
     from eventdriven_sync.context import current_envelope, current_operation_id
     from eventdriven_sync.envelope import Envelope
     from eventdriven_sync.errors import EventDrivenError
     from eventdriven_sync.events import event
     from eventdriven_sync.outcome import Discard, Reject, Retry
     from eventdriven_sync.retry import RetryPolicy
+    from eventdriven_sync.worker import Worker
 
 _HOME = {
+    "Batch": "batching",
     "Discard": "outcome",
     "Envelope": "envelope",
+    "EventBus": "bus",
     "EventDrivenError": "errors",
+    "Receipt": "bus",
     "Reject": "outcome",
     "Retry": "outcome",
     "RetryPolicy": "retry",
+    "Settings": "config",
+    "Worker": "worker",
     "current_envelope": "context",
     "current_operation_id": "context",
     "event": "events",
 }
 
 __all__ = [
+    "Batch",
     "Discard",
     "Envelope",
+    "EventBus",
     "EventDrivenError",
+    "Receipt",
     "Reject",
     "Retry",
     "RetryPolicy",
+    "Settings",
+    "Worker",
     "__version__",
     "current_envelope",
     "current_operation_id",

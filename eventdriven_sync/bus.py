@@ -1,0 +1,478 @@
+"""The bus: what users publish to and register handlers with. The one place that picks NATS or memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from eventdriven_sync import context
+from eventdriven_sync.broker import Broker, ConsumerSpec, Outgoing, StreamSpec
+from eventdriven_sync.codec import Codec
+from eventdriven_sync.config import Settings
+from eventdriven_sync.dead_letters import DeadLetters
+from eventdriven_sync.envelope import Envelope, check_id, derived_id, new_id, utcnow
+from eventdriven_sync.errors import (
+    ChainTooDeep,
+    Closed,
+    InvalidOption,
+    LeaseLost,
+    shorten,
+)
+from eventdriven_sync.events import EventType, event_type_of
+from eventdriven_sync.group import Group
+from eventdriven_sync.handlers import Handler
+from eventdriven_sync.operations import Operations, OperationScope
+from eventdriven_sync.store import Store
+from eventdriven_sync.topology import Topology, handler_record
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+MAX_PARENTS = 50
+PUBLISH_CHUNK = 1000
+
+
+@attrs.frozen(kw_only=True)
+class Receipt:
+    """What ``publish`` returns: the event is accepted.
+
+    Attributes:
+        id: the event's id.
+        operation_id: the chain it belongs to.
+        duplicate: True if an event with this id and content had been accepted before.
+    """
+
+    id: str
+    operation_id: str
+    duplicate: bool = False
+
+
+class EventBus:
+    """Publishes events, registers handlers, answers what happened. Thread-safe and fork-safe.
+
+    Nothing is opened before the first use. A forked child opens connections of its own.
+
+    Args:
+        nats: NATS URL, several separated by commas; ``memory://`` for tests.
+        mongo: MongoDB URI whose path names the database; ``memory://`` for tests.
+        namespace: begins all stream names and subjects.
+        settings: every other setting; the three above win over it.
+        broker: a ready broker instead of ``nats``.
+        store: a ready store instead of ``mongo``.
+
+    Raises:
+        ConfigurationError: a setting is outside its range.
+
+    Example:
+        >>> bus = EventBus(nats="nats://localhost:4222", mongo="mongodb://localhost:27017/blog")
+    """
+
+    def __init__(
+        self,
+        *,
+        nats: str | None = None,
+        mongo: str | None = None,
+        namespace: str | None = None,
+        settings: Settings | None = None,
+        broker: Broker | None = None,
+        store: Store | None = None,
+    ) -> None:
+        given = settings or Settings()
+        self.settings = attrs.evolve(
+            given,
+            nats=given.nats if nats is None else nats,
+            mongo=given.mongo if mongo is None else mongo,
+            namespace=given.namespace if namespace is None else namespace,
+        )
+        self.codec = Codec(max_payload_bytes=self.settings.max_payload_bytes)
+        self.topology = Topology(self.settings)
+        self._given = (broker, store)
+        self._broker: Broker | None = None
+        self._store: Store | None = None
+        self._lock = threading.Lock()  # guards the making of adapters
+        # Caches of the topology, so that publishing takes no detour.
+        self._kinds: dict[type, EventType] = {}
+        self._streams: dict[str, StreamSpec] = {}
+        self._registered, self._opened = 0, False
+        self._closed = False
+        self._warned = False
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> EventBus:
+        """A bus from ``EVENTDRIVEN_NATS``, ``EVENTDRIVEN_MONGO`` and the other ``EVENTDRIVEN_<SETTING>``.
+
+        Raises:
+            ConfigurationError: a variable cannot be read.
+        """
+        return cls(settings=Settings.from_env(environ))
+
+    # --- publishing ---------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        event: object,
+        *,
+        event_id: str | None = None,
+        idempotency_key: str | None = None,
+        immediate: bool = False,
+        timeout: float | None = None,
+        source: str = "",
+    ) -> Receipt:
+        """Store the event durably, send it to the broker, return its receipt.
+
+        Inside a handler the event is held until the handler returns and is stored just before its outcome;
+        inside ``bus.transaction()`` it is stored with the user's writes. The broker is never waited for.
+
+        Args:
+            event: an instance of a class declared with ``@event``.
+            event_id: a given id, 1 to 64 characters: publishing it twice is one event.
+            idempotency_key: any text; equal keys of one event name give equal ids.
+            immediate: in a handler: store and send now, whatever becomes of this attempt.
+            timeout: seconds for the store, ``settings.publish_timeout`` by default.
+            source: who publishes; ``group.publish`` fills it in.
+
+        Raises:
+            InvalidEventType, InvalidEventId, PayloadInvalid, PayloadTooLarge, …: nothing was stored.
+            StoreUnavailable: MongoDB cannot be reached; nothing was stored.
+            PublishOutcomeUnknown: sent and not answered; publishing again with the same id is safe.
+            EventIdReused: the id exists with other content.
+            ChainTooDeep: more events follow from each other than ``settings.max_chain_depth``.
+            LeaseLost: the handler publishing this lost its delivery to another worker.
+        """
+        envelope = self._envelope(event, source=source, event_id=event_id, idempotency_key=idempotency_key)
+        duplicates = self._accept([envelope], immediate=immediate, timeout=timeout)
+        return Receipt(id=envelope.id, operation_id=envelope.operation_id, duplicate=duplicates[0])
+
+    def publish_many(
+        self,
+        events: Sequence[object],
+        *,
+        event_ids: Sequence[str] | None = None,
+        immediate: bool = False,
+        timeout: float | None = None,
+        source: str = "",
+    ) -> list[Receipt]:
+        """Publish many events in few writes; one receipt each, in order.
+
+        Outside transactions and handlers they are accepted in chunks of 1,000: if an error is raised, those
+        of earlier chunks are accepted. Give ``event_ids`` to publish the rest again safely.
+
+        Raises:
+            what ``publish`` raises; a wrong event among them stops the call before anything is stored.
+        """
+        if event_ids is not None and len(event_ids) != len(events):
+            raise InvalidOption(
+                f"event_ids has {len(event_ids)} entries for {len(events)} events; give one each",
+                field="event_ids",
+            )
+        ids: Sequence[str | None] = event_ids or [None] * len(events)
+        envelopes = [
+            self._envelope(event, source=source, event_id=event_id)
+            for event, event_id in zip(events, ids, strict=True)
+        ]
+        duplicates: list[bool] = []
+        for start in range(0, len(envelopes), PUBLISH_CHUNK):
+            chunk = envelopes[start : start + PUBLISH_CHUNK]
+            duplicates += self._accept(chunk, immediate=immediate, timeout=timeout)
+        return [
+            Receipt(id=envelope.id, operation_id=envelope.operation_id, duplicate=duplicate)
+            for envelope, duplicate in zip(envelopes, duplicates, strict=True)
+        ]
+
+    @contextmanager
+    def transaction(self, *, timeout: float | None = None) -> Iterator[Any]:
+        """The user's MongoDB writes and ``publish`` commit together; events are sent after the commit.
+
+        Yields the pymongo session to pass to the user's own writes. An exception in the block aborts all.
+
+        Raises:
+            StoreUnavailable: nothing was written.
+            PublishOutcomeUnknown: the commit was sent and not answered.
+            InvalidOption: a transaction is open already in this context.
+        """
+        if context.transaction.get() or _session():
+            raise InvalidOption("a transaction is open already in this context: use its session")
+        self.open()
+        with self.store.transaction(timeout=timeout or self.settings.publish_timeout) as session:
+            begun = context.Transaction(session=session)
+            token = context.transaction.set(begun)
+            try:
+                yield session
+            finally:
+                context.transaction.reset(token)
+        self.dispatch(begun.published)
+
+    def operation(
+        self,
+        name: str,
+        *,
+        kind: str = "script",
+        variables: Mapping[str, Any] | None = None,
+        user: str | None = None,
+    ) -> OperationScope:
+        """An operation: ``with bus.operation("import-users") as operation:``, or as a decorator.
+
+        What is published inside belongs to its chain. An exception in the block stores it as failed and is
+        raised on.
+
+        Args:
+            name: 1 to 200 characters.
+            kind: ``http``, ``cli``, ``cron``, ``webhook``, ``script``, or a word of your own.
+            variables: what it was called with: JSON-safe values.
+            user: on whose behalf.
+        """
+        return OperationScope(self, name=name, kind=kind, variables=variables or {}, user=user)
+
+    # --- registering --------------------------------------------------------------------------------
+
+    def group(self, name: str) -> Group:
+        """A consumer group (module): all processes that run its handlers share its work.
+
+        Raises:
+            InvalidGroupName: the name cannot be used.
+        """
+        return Group(self, name)
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handlers registered with this bus, by ``Group.handler``."""
+        return self.topology.handlers
+
+    @property
+    def event_types(self) -> Mapping[str, EventType]:
+        """The event classes this bus knows, by event name."""
+        return self.topology.event_types
+
+    # --- reading ------------------------------------------------------------------------------------
+
+    @property
+    def operations(self) -> Operations:
+        """Operations and their chains."""
+        return Operations(self)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The dead-letter queue."""
+        return DeadLetters(self)
+
+    # --- lifetime -----------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """The event store."""
+        if self._store is None:
+            self._make_adapters()
+        assert self._store is not None
+        return self._store
+
+    @property
+    def broker(self) -> Broker:
+        """The broker."""
+        if self._broker is None:
+            self._make_adapters()
+        assert self._broker is not None
+        return self._broker
+
+    def open(self) -> None:
+        """Connect and register handlers that are not yet. Every use does this by itself.
+
+        Raises:
+            StoreUnavailable, ConfigurationError, Closed.
+        """
+        if self._closed:
+            raise Closed("this bus was closed; build a new EventBus")
+        handlers = self.topology.size
+        if self._registered == handlers and self._opened:
+            return
+        self.store.open(timeout=self.settings.publish_timeout)
+        self.broker.declare_later(self.subscribe(list(self.handlers.values())))
+        self._registered, self._opened = handlers, True
+
+    def subscribe(self, handlers: Sequence[Handler]) -> list[ConsumerSpec]:
+        """Register handlers in the store; the consumers they need, beginning where their events count."""
+        if not handlers:
+            return []
+        now = self.store.directory.now()
+        records = self.store.directory.register([handler_record(handler, now) for handler in handlers])
+        by_name = {handler.name: handler for handler in handlers}
+        return [
+            spec
+            for record in records
+            for spec in self.topology.consumers(by_name[record.name], record.starts_at)
+        ]
+
+    def dispatch(self, envelopes: Sequence[Envelope]) -> None:
+        """Send stored events to the broker without waiting; what it does not take the reconciler brings."""
+        namespace = self.settings.namespace
+        self.broker.dispatch(
+            [
+                Outgoing(
+                    stream=self._streams.get(envelope.name) or self._stream(envelope.name),
+                    subject=f"{namespace}.{envelope.name}",
+                    message_id=envelope.id,
+                    data=self.codec.pack(envelope, namespace),
+                )
+                for envelope in envelopes
+            ]
+        )
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until the broker has everything that was dispatched; False if it has not after ``timeout``.
+
+        Accepted events are safe without this.
+        """
+        return self.broker.flush(timeout=timeout)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Disconnect. Safe to call twice; a closed bus cannot be used again."""
+        self._closed = True
+        if self._broker is not None:
+            self._broker.close(timeout=timeout)
+        if self._store is not None:
+            self._store.close()
+
+    def __enter__(self) -> EventBus:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- inside -------------------------------------------------------------------------------------
+
+    def _envelope(
+        self, event: object, *, source: str, event_id: str | None = None, idempotency_key: str | None = None
+    ) -> Envelope:
+        kind = self._kinds.get(type(event)) or self._kind(event)
+        data = self.codec.encode(event)
+        running = context.handling.get()
+        chosen = self._event_id(kind, event_id, idempotency_key, running)
+        begun = context.operation.get()
+        envelope = Envelope(
+            id=chosen,
+            name=kind.name,
+            version=kind.version,
+            data=data,
+            published_at=utcnow(),
+            operation_id=running.parents[0].operation_id if running else begun.id if begun else chosen,
+            parent_ids=tuple(parent.id for parent in running.parents[:MAX_PARENTS]) if running else (),
+            source=running.handler if running else source,
+            key=None if kind.key is None else str(getattr(event, kind.key)),
+            depth=max(parent.depth for parent in running.parents) + 1 if running else 0,
+        )
+        if envelope.depth > self.settings.max_chain_depth:
+            raise ChainTooDeep(
+                f"{kind.name} would be event {envelope.depth} of its chain, "
+                f"limit {self.settings.max_chain_depth}: most likely a loop of events; it began with operation {envelope.operation_id}",
+                limit=self.settings.max_chain_depth,
+            )
+        return envelope
+
+    def _event_id(
+        self,
+        kind: EventType,
+        event_id: str | None,
+        idempotency_key: str | None,
+        running: context.Handling | None,
+    ) -> str:
+        if event_id is not None:
+            if idempotency_key is not None:
+                raise InvalidOption("give event_id or idempotency_key, not both", field="idempotency_key")
+            return check_id(event_id)
+        if idempotency_key is not None:
+            if not isinstance(idempotency_key, str) or not 0 < len(idempotency_key) <= 1000:
+                raise InvalidOption(
+                    f"idempotency_key is {shorten(idempotency_key)}: give text of 1 to 1,000 characters",
+                    field="idempotency_key",
+                )
+            return derived_id("key", self.settings.namespace, kind.name, idempotency_key, at="")
+        if running is None:
+            return new_id()
+        running.published += 1
+        parents = [parent.id for parent in running.parents]
+        return derived_id(*parents, running.handler, str(running.published), at=parents[0])
+
+    def _accept(self, envelopes: list[Envelope], *, immediate: bool, timeout: float | None) -> list[bool]:
+        """Hold them (handler), store them with the user's writes (transaction), or store and send them."""
+        if not envelopes:
+            return []
+        running, begun = context.handling.get(), context.transaction.get()
+        if running and running.abandoned:
+            raise LeaseLost(f"{running.handler} no longer owns this delivery: what it publishes is dropped")
+        for envelope in envelopes:
+            self.codec.pack(envelope, self.settings.namespace)
+        if running and not immediate and not begun:
+            running.emitted.extend(envelopes)
+            return [False] * len(envelopes)
+        self._warn_in_event_loop()
+        self.open()
+        seconds = timeout or self.settings.publish_timeout
+        if begun and not immediate:
+            duplicates = self.store.events.append(envelopes, timeout=seconds, session=begun.session)
+            begun.published.extend(envelopes)
+            return duplicates
+        duplicates = self.store.events.append(envelopes, timeout=seconds)
+        self.dispatch(envelopes)
+        return duplicates
+
+    def _kind(self, event: object) -> EventType:
+        kind = event_type_of(event)
+        self.topology.know(kind)
+        self._kinds[type(event)] = kind
+        return kind
+
+    def _stream(self, name: str) -> StreamSpec:
+        self._streams[name] = self.topology.stream(name)
+        return self._streams[name]
+
+    def _make_adapters(self) -> None:
+        with self._lock:
+            broker, store = self._given
+            self._broker = self._broker or broker or _make_broker(self.settings)
+            self._store = self._store or store or _make_store(self.settings)
+
+    def _warn_in_event_loop(self) -> None:
+        if self._warned or asyncio._get_running_loop() is None:
+            return
+        self._warned = True
+        warnings.warn(
+            "publish() was called inside a running asyncio loop and blocks it; call it in a thread "
+            "(asyncio.to_thread(bus.publish, event))",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _session() -> Any:
+    running = context.handling.get()
+    return running.session if running else None
+
+
+def _make_broker(settings: Settings) -> Broker:
+    if settings.nats.startswith("memory"):
+        from eventdriven_sync.brokers.memory import MemoryBroker
+
+        return MemoryBroker()
+    from eventdriven_sync.brokers.nats import NatsBroker
+
+    return NatsBroker(settings.nats, namespace=settings.namespace, timeout=settings.broker_timeout)
+
+
+def _make_store(settings: Settings) -> Store:
+    if settings.mongo.startswith("memory"):
+        from eventdriven_sync.stores.memory import MemoryStore
+
+        return MemoryStore()
+    from eventdriven_sync.stores.mongo import MongoStore
+
+    return MongoStore(settings.mongo, timeout=settings.publish_timeout)

@@ -1,0 +1,399 @@
+"""The executor: runs a handler for a delivery and turns whatever happens into one outcome.
+
+Decide, record, acknowledge are explicit steps: ``outcome_of`` decides, the settler records and
+acknowledges. No hook stands between them.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+from eventdriven_sync import context
+from eventdriven_sync.broker import Consumption, Incoming
+from eventdriven_sync.codec import Codec
+from eventdriven_sync.config import Settings
+from eventdriven_sync.envelope import Envelope, new_id, utcnow
+from eventdriven_sync.errors import (
+    ChainTooDeep,
+    CodecError,
+    HandlerTimeout,
+    InvalidEnvelope,
+    LeaseLost,
+    UnknownVersion,
+    WorkerLost,
+)
+from eventdriven_sync.handlers import Handler
+from eventdriven_sync.outcome import (
+    Dead,
+    DeadReason,
+    Discard,
+    Discarded,
+    Done,
+    Failure,
+    Outcome,
+    Reject,
+    Retry,
+    RetryAt,
+)
+from eventdriven_sync.records import Delivery, RawMessage, Settlement, delivery_id
+from eventdriven_sync.store import Store
+
+MAX_TRACEBACK = 16 * 1024
+MAX_MESSAGE = 2000
+MAX_RAW = 1024 * 1024
+
+
+@attrs.define(eq=False, kw_only=True)
+class Attempt:
+    """One start of a handler for one delivery.
+
+    Attributes:
+        message: from the live lane, with the consumption that acknowledges it.
+        delivery: the claimed record, when the store owns the delivery (recovery lane, slow path).
+        event: None when the message is no event we can read; ``fault`` says why.
+        payload: the user's object, decoded when the attempt is prepared.
+        fault: what stands against running the handler at all.
+    """
+
+    handler: Handler
+    message: Incoming | None = None
+    consumption: Consumption | None = None
+    delivery: Delivery | None = None
+    event: Envelope | None = None
+    payload: Any = None
+    fault: BaseException | None = None
+    token: str = attrs.field(factory=new_id)
+    checked: bool = False
+    read: bool = False
+    handling: context.Handling | None = None
+    started_at: datetime = attrs.field(factory=utcnow)
+    started: float = attrs.field(factory=time.monotonic)
+
+    @property
+    def event_id(self) -> str:
+        """The event's id; for an unreadable message its place in the stream."""
+        if self.delivery:
+            return self.delivery.event_id
+        if self.event:
+            return self.event.id
+        assert self.message is not None
+        return f"{self.message.stream}-{self.message.sequence}"
+
+    @property
+    def delivery_id(self) -> str:
+        """The id of the delivery."""
+        return delivery_id(self.handler.name, self.event_id)
+
+    def begin(self) -> None:
+        """The handler starts now."""
+        self.started_at, self.started = utcnow(), time.monotonic()
+
+
+class Executor:
+    """Runs attempts. Thread-safe: it keeps nothing between calls."""
+
+    def __init__(self, *, codec: Codec, store: Store, settings: Settings, worker: str) -> None:
+        self._codec = codec
+        self._store = store
+        self._settings = settings
+        self._worker = worker
+
+    def read(self, attempt: Attempt) -> None:
+        """Decode the message or the claimed record; what cannot be read becomes the attempt's fault."""
+        if attempt.read:
+            return
+        attempt.read = True
+        try:
+            if attempt.event is None:
+                attempt.event = self._envelope(attempt)
+            attempt.payload = self._payload(attempt)
+        except CodecError as error:
+            attempt.fault = error
+
+    def run(self, attempt: Attempt) -> Settlement:
+        """Run the handler of a prepared attempt; never raises."""
+        attempt.begin()
+        error = self._fault(attempt)
+        if error is not None:
+            return self.settlement(attempt, error)
+        handling = attempt.handling = _handling([attempt])
+        error = self._call(attempt, handling)
+        return self.settlement(attempt, error, emitted=handling.emitted)
+
+    def run_batch(self, attempts: Sequence[Attempt], batch: Any) -> list[Settlement]:
+        """Run a batch handler once for prepared attempts; one settlement each."""
+        handling = _handling(attempts)
+        for attempt in attempts:
+            attempt.begin()
+            attempt.handling = handling
+        error = self._call_batch(attempts, batch, handling)
+        return self._batch_settlements(attempts, batch, handling, error)
+
+    def settlement(
+        self, attempt: Attempt, error: BaseException | None, *, emitted: Sequence[Envelope] = ()
+    ) -> Settlement:
+        """The record of an attempt that ended with ``error``, or well; only then what it emitted counts."""
+        outcome = self.outcome_of(attempt, error)
+        event = attempt.event
+        return Settlement(
+            handler=attempt.handler.name,
+            event_id=attempt.event_id,
+            event_name=event.name if event else _subject_name(attempt),
+            operation_id=event.operation_id if event else attempt.event_id,
+            outcome=outcome,
+            token=attempt.token,
+            claimed=attempt.delivery is not None,
+            started_at=attempt.started_at,
+            duration_ms=(time.monotonic() - attempt.started) * 1000,
+            worker=self._worker,
+            event=event,
+            raw=None if event else _raw(attempt),
+            emitted=tuple(emitted) if isinstance(outcome, Done) else (),
+        )
+
+    def outcome_of(self, attempt: Attempt, error: BaseException | None) -> Outcome:
+        """Decide: what the attempt came to."""
+        if error is None:
+            return Done()
+        if isinstance(error, Discard):
+            return Discarded(reason=_text(error))
+        failure = failure_of(error, attempt, worker=self._worker)
+        reason = _fatal(error, attempt)
+        if reason:
+            return Dead(reason=reason, failure=failure)
+        if isinstance(error, UnknownVersion):
+            return self._await_newer_code(attempt, failure)
+        return self._by_policy(attempt, error, failure)
+
+    def _by_policy(self, attempt: Attempt, error: BaseException, failure: Failure) -> Outcome:
+        verdict = attempt.handler.retry.decide(
+            error, failures=_failed(attempt) + 1, elapsed=_since_first_failure(attempt)
+        )
+        if isinstance(verdict, str):
+            timed_out = isinstance(error, HandlerTimeout) and verdict == "attempts_exhausted"
+            return Dead(reason="timeout" if timed_out else verdict, failure=failure)
+        return RetryAt(after=error.after if isinstance(error, Retry) else verdict, failure=failure)
+
+    def _await_newer_code(self, attempt: Attempt, failure: Failure) -> Outcome:
+        """A rolling deployment: another process may know this version, or this one after its restart."""
+        waited = _since_first_failure(attempt)
+        if waited >= self._settings.version_grace:
+            return Dead(reason="unknown_version", failure=failure)
+        return RetryAt(after=min(2.0 ** min(_failed(attempt), 8), 300.0), failure=failure)
+
+    def _envelope(self, attempt: Attempt) -> Envelope:
+        if attempt.delivery and attempt.delivery.event:
+            return attempt.delivery.event
+        kept = attempt.delivery.raw if attempt.delivery else None
+        message = attempt.message or kept
+        if message is None:
+            raise InvalidEnvelope(f"event {attempt.event_id} is no longer stored")
+        return self._codec.unpack(
+            message.data,
+            headers=message.headers,
+            subject=message.subject,
+            namespace=self._settings.namespace,
+        )
+
+    def _payload(self, attempt: Attempt) -> Any:
+        event = attempt.event
+        assert event is not None
+        kind = attempt.handler.event_type(event.name)
+        if kind is None:
+            raise InvalidEnvelope(f"{attempt.handler.name} knows no event class for {event.name!r}")
+        if event.version > kind.version:
+            raise UnknownVersion(
+                f"{event.name} has version {event.version}, this worker knows {kind.version}: "
+                "deploy the newer code",
+                version=event.version,
+                limit=kind.version,
+            )
+        return self._codec.decode(kind, event.data)
+
+    def _fault(self, attempt: Attempt) -> BaseException | None:
+        lost = attempt.delivery.lost if attempt.delivery else 0
+        if lost >= self._settings.max_lost:
+            return WorkerLost(
+                f"{lost} workers died while running {attempt.handler.name} for event {attempt.event_id}",
+                limit=self._settings.max_lost,
+            )
+        return attempt.fault
+
+    def _call(self, attempt: Attempt, handling: context.Handling) -> BaseException | None:
+        function = attempt.handler.function
+        if not attempt.handler.transactional:
+            return _guarded(handling, function, attempt.payload)
+
+        def body(session: Any) -> None:
+            _call_afresh(handling, session, function, attempt.payload)
+            self._settle_in(session, self.settlement(attempt, None, emitted=handling.emitted))
+
+        return self._transact(body, attempt.handler)
+
+    def _settle_in(self, session: Any, settlement: Settlement) -> None:
+        if not self._store.deliveries.settle_in(session, settlement):
+            raise LeaseLost(f"delivery {settlement.delivery_id} was settled by somebody else meanwhile")
+
+    def _transact(self, body: Callable[[Any], None], handler: Handler) -> BaseException | None:
+        """Business writes, emitted events and ``succeeded`` commit together."""
+        try:
+            self._store.run_transaction(body, timeout=handler.timeout or self._settings.publish_timeout)
+        except BaseException as error:  # whatever a handler raises is an outcome, SystemExit included
+            return error
+        return None
+
+    def _call_batch(
+        self, attempts: Sequence[Attempt], batch: Any, handling: context.Handling
+    ) -> BaseException | None:
+        handler = attempts[0].handler
+        if not handler.transactional:
+            return _guarded(handling, handler.function, batch)
+
+        def body(session: Any) -> None:
+            batch.failed.clear()
+            _call_afresh(handling, session, handler.function, batch)
+            for settlement in self._batch_settlements(attempts, batch, handling, None):
+                if isinstance(settlement.outcome, Done):
+                    self._settle_in(session, settlement)
+
+        return self._transact(body, handler)
+
+    def _batch_settlements(
+        self, attempts: Sequence[Attempt], batch: Any, handling: context.Handling, error: BaseException | None
+    ) -> list[Settlement]:
+        """What the batch published travels with its first good item, and is stored before that outcome."""
+        emitted: Sequence[Envelope] = handling.emitted
+        settlements: list[Settlement] = []
+        for attempt in attempts:
+            settlement = self.settlement(
+                attempt, error or batch.failed.get(id(attempt.payload)), emitted=emitted
+            )
+            emitted = () if settlement.emitted else emitted
+            settlements.append(settlement)
+        return settlements
+
+
+def failure_of(error: BaseException, attempt: Attempt | None = None, *, worker: str = "") -> Failure:
+    """An exception as it is kept on record: class, text and stack, each cut to its limit."""
+    delivery = attempt.delivery if attempt else None
+    return Failure(
+        error_type=type(error).__name__,
+        message=_text(error),
+        traceback=_stack(error),
+        failed_at=utcnow(),
+        attempt=delivery.attempts if delivery else 1,
+        generation=delivery.generation if delivery else 0,
+        worker=worker,
+        duration_ms=(time.monotonic() - attempt.started) * 1000 if attempt else 0.0,
+    )
+
+
+def _guarded(handling: context.Handling, function: Any, *arguments: Any) -> BaseException | None:
+    """Call user code in a context of its own, so that nothing it sets leaks into the next attempt."""
+
+    def call() -> None:
+        context.handling.set(handling)
+        function(*arguments)
+
+    try:
+        contextvars.copy_context().run(call)
+    except BaseException as error:  # SystemExit of a handler must not end the worker's thread either
+        return error
+    return None
+
+
+def _call_afresh(handling: context.Handling, session: Any, function: Any, argument: Any) -> None:
+    """One run inside a transaction. The driver may run it again on a conflict: it begins from nothing."""
+    handling.emitted.clear()
+    handling.published, handling.session = 0, session
+    error = _guarded(handling, function, argument, session)
+    if error is not None:
+        raise error
+
+
+def _handling(attempts: Sequence[Attempt]) -> context.Handling:
+    parents = [attempt.event for attempt in attempts if attempt.event]
+    return context.Handling(handler=attempts[0].handler.name, parents=parents)
+
+
+def _fatal(error: BaseException, attempt: Attempt) -> DeadReason | None:
+    """Why no further attempt can help, or None."""
+    if isinstance(error, Reject):
+        return "rejected"
+    if isinstance(error, WorkerLost):
+        return "worker_lost"
+    if isinstance(error, ChainTooDeep):
+        return "not_retryable"
+    if error is not attempt.fault or isinstance(error, UnknownVersion):
+        return None
+    if attempt.event is None:
+        return "invalid" if isinstance(error, InvalidEnvelope) else "undecodable"
+    return "unknown_event" if isinstance(error, InvalidEnvelope) else "invalid"
+
+
+def _failed(attempt: Attempt) -> int:
+    return attempt.delivery.failed if attempt.delivery else 0
+
+
+def _since_first_failure(attempt: Attempt) -> float:
+    """Seconds since the first failure of this generation, 0.0 if this is it."""
+    delivery = attempt.delivery
+    if not delivery:
+        return time.monotonic() - attempt.started
+    own = [failure for failure in delivery.failures if failure.generation == delivery.generation]
+    return max((utcnow() - own[0].failed_at).total_seconds(), 0.0) if own else 0.0
+
+
+def _subject_name(attempt: Attempt) -> str:
+    if attempt.delivery:
+        return attempt.delivery.event_name
+    assert attempt.message is not None
+    return attempt.message.subject.partition(".")[2]
+
+
+def _raw(attempt: Attempt) -> RawMessage | None:
+    message = attempt.message
+    if message is None:
+        return attempt.delivery.raw if attempt.delivery else None
+    return RawMessage(
+        stream=message.stream,
+        sequence=message.sequence,
+        subject=message.subject,
+        headers=dict(message.headers),
+        data=message.data[:MAX_RAW],
+    )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception as broken:  # an exception of user code may not even be printable
+        text = f"<its text cannot be read: {type(broken).__name__}>"
+    return _storable(text)[:MAX_MESSAGE]
+
+
+def _stack(error: BaseException) -> str:
+    """The stack without our own frames on top, its end kept: that is where the fault is."""
+    stack = getattr(error, "stack", None)
+    if isinstance(stack, str):
+        return _storable(stack)[-MAX_TRACEBACK:]
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_globals.get("__name__") == __name__:
+        tb = tb.tb_next
+    try:
+        lines = traceback.format_exception(type(error), error, tb)
+    except Exception as broken:
+        lines = [f"{type(error).__name__} (its traceback cannot be read: {type(broken).__name__})"]
+    return _storable("".join(lines))[-MAX_TRACEBACK:]
+
+
+def _storable(text: str) -> str:
+    """Lone surrogates cannot be stored; an error text may hold some."""
+    return text.encode("utf-8", "backslashreplace").decode()

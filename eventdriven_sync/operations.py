@@ -1,0 +1,205 @@
+"""Operations: the commands that start chains of events, and what became of each chain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ContextDecorator
+from contextvars import Token
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from eventdriven_sync import context
+from eventdriven_sync.chain import Chain, build_chain
+from eventdriven_sync.envelope import Envelope, new_id, utcnow
+from eventdriven_sync.errors import InvalidOption, NotFound, OperationTimeout, shorten
+from eventdriven_sync.executor import failure_of
+from eventdriven_sync.records import Operation
+from eventdriven_sync.store import DeliveryQuery, EventQuery, OperationQuery
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from eventdriven_sync.bus import EventBus
+
+MAX_CHAIN = 20_000
+FIRST_PAUSE = 0.01
+LONGEST_PAUSE = 0.25
+
+
+class OperationScope(ContextDecorator):
+    """A running operation: a context manager, and a decorator that begins a new one at each call.
+
+    Attributes:
+        id: the operation's id, known before it begins.
+    """
+
+    def __init__(
+        self, bus: EventBus, *, name: str, kind: str, variables: Mapping[str, Any], user: str | None
+    ) -> None:
+        self._bus = bus
+        self._given = {"name": _text(name, "name"), "kind": _text(kind, "kind"), "user": user}
+        self._variables = dict(variables)
+        self.id = new_id()
+        self._operation: Operation | None = None
+        self._token: Token[Operation | None] | None = None
+
+    def _recreate_cm(self) -> OperationScope:
+        """Contextlib asks for this when a decorated function is called: every call is an operation."""
+        return OperationScope(self._bus, variables=self._variables, **self._given)  # type: ignore[arg-type]
+
+    def __enter__(self) -> OperationScope:
+        outer = context.operation.get()
+        self._operation = Operation(
+            id=self.id,
+            parent_id=outer.id if outer else None,
+            variables=self._bus.codec.plain(self._variables),
+            started_at=utcnow(),
+            **self._given,  # type: ignore[arg-type]
+        )
+        self._save(self._operation)
+        self._token = context.operation.set(self._operation)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._operation is not None
+        assert self._token is not None
+        context.operation.reset(self._token)
+        self._operation = attrs.evolve(
+            self._operation,
+            status="failed" if error else "succeeded",
+            error=failure_of(error) if error else None,
+            finished_at=utcnow(),
+        )
+        self._save(self._operation)
+
+    def wait(self, timeout: float | None = None) -> Chain:
+        """Wait until every delivery of the whole chain is settled, and return the chain.
+
+        Args:
+            timeout: seconds, None to wait for ever.
+
+        Raises:
+            OperationTimeout: deliveries are still pending, running or retrying; they go on.
+        """
+        return self._bus.operations.wait(self.id, timeout=timeout)
+
+    def _save(self, operation: Operation) -> None:
+        self._bus.open()
+        self._bus.store.events.save_operation(operation, timeout=self._bus.settings.publish_timeout)
+
+
+class Operations:
+    """Reading operations and their chains. ``bus.operations`` makes one; thread-safe."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+
+    def get(self, operation_id: str) -> Operation:
+        """The operation; for an event published outside any operation one derived from that event.
+
+        Raises:
+            NotFound: neither an operation nor such an event has this id.
+        """
+        self._bus.open()
+        found = self._bus.store.events.operation(operation_id)
+        if found:
+            return found
+        first = self._bus.store.events.get([operation_id]).get(operation_id)
+        if first is None:
+            raise NotFound(
+                f"no operation has the id {shorten(operation_id)}; `eventdriven operations list` shows them",
+                id=operation_id,
+            )
+        return _derived(first)
+
+    def find(
+        self,
+        *,
+        kind: str | None = None,
+        name: str | None = None,
+        user: str | None = None,
+        status: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[Operation]:
+        """Stored operations, newest first; ``after`` is the last id of the page before."""
+        self._bus.open()
+        return self._bus.store.events.find_operations(
+            OperationQuery(
+                kind=kind,
+                name=name,
+                user=user,
+                status=status,
+                since=since,
+                until=until,
+                after=after,
+                limit=limit,
+            )
+        )
+
+    def chain(self, operation_id: str) -> Chain:
+        """The tree operation → events → deliveries → events, with times, states, attempts and errors.
+
+        A handler that has not begun yet appears as a ``pending`` delivery. Of more than 20,000 events the
+        first are shown and the chain says that it is ``truncated``.
+
+        Raises:
+            NotFound: no operation has this id.
+        """
+        operation = self.get(operation_id)
+        store = self._bus.store
+        events = store.events.find(EventQuery(operation_id=operation_id, oldest_first=True, limit=MAX_CHAIN))
+        deliveries = store.deliveries.find(DeliveryQuery(operation_id=operation_id, limit=2 * MAX_CHAIN))
+        return build_chain(
+            operation,
+            events,
+            deliveries,
+            store.directory.handlers(),
+            truncated=len(events) >= MAX_CHAIN,
+        )
+
+    def wait(self, operation_id: str, *, timeout: float | None = None) -> Chain:
+        """Wait until the whole chain is settled; see ``OperationScope.wait``."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = FIRST_PAUSE
+        while not (chain := self.chain(operation_id)).settled:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise OperationTimeout(
+                    f"operation {operation_id} has {chain.open} open deliveries after {timeout:g} s; "
+                    "it goes on",
+                    chain=chain,
+                    limit=timeout,
+                )
+            time.sleep(pause if left is None else min(pause, left))
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+        return chain
+
+
+def _derived(first: Envelope) -> Operation:
+    return Operation(
+        id=first.id,
+        name=first.name,
+        kind="publish",
+        status="succeeded",
+        started_at=first.published_at,
+        finished_at=first.published_at,
+    )
+
+
+def _text(value: object, field: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 200:
+        raise InvalidOption(
+            f"operation {field} is {shorten(value)}: give text of 1 to 200 characters", field=field
+        )
+    return value
+
+
+__all__: Sequence[str] = ["Chain", "OperationScope", "Operations"]

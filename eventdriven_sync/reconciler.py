@@ -1,0 +1,152 @@
+"""The reconciler: brings the events that fell out of the broker.
+
+An accepted event that a handler neither has a delivery for nor can still get from its consumer becomes a
+``pending`` delivery. So a wiped stream, a broker that was down and a publisher that died between store and
+broker lose nothing. One process at a time does this, by lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from eventdriven_sync.broker import Broker
+from eventdriven_sync.config import Settings
+from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.errors import BrokerError, StoreError
+from eventdriven_sync.records import Delivery, HandlerRecord, delivery_id
+from eventdriven_sync.store import EventQuery, Store
+
+log = logging.getLogger(__name__)
+
+PAGE = 500
+ROLE = "reconciler"
+# An event may become visible this long after its publishing time: transactions live up to 60 s, clocks of
+# publishers differ. The watermark stays behind by this much, and what lies between is looked at again.
+LATE = 90.0
+
+
+class Reconciler:
+    """Looks after events that fell out of the broker. Thread-safe; ``round`` may be called by anybody."""
+
+    def __init__(self, *, store: Store, broker: Broker, settings: Settings, holder: str) -> None:
+        self._store = store
+        self._broker = broker
+        self._settings = settings
+        self._holder = holder
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="eventdriven-reconciler", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread and give the lease to the next."""
+        self._stopping.set()
+        self._thread.join(timeout)
+
+    def round(self) -> int:
+        """Compare every handler's events with its deliveries; how many deliveries were brought."""
+        ttl = 10.0 + 3 * self._settings.reconcile_every
+        if not self._store.directory.lead(ROLE, self._holder, ttl=ttl):
+            return 0
+        now = self._store.directory.now()
+        return sum(self._reconcile(record, now) for record in self._store.directory.handlers())
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._settings.reconcile_every):
+            try:
+                self.round()
+            except (StoreError, BrokerError) as error:
+                log.warning("The reconciler waits: %s", error, extra={"action": "reconciler_wait"})
+            except Exception:
+                log.exception("The reconciler met an unexpected error and goes on")
+        try:
+            self._store.directory.resign(ROLE, self._holder)
+        except StoreError as error:
+            log.info("The reconciler's lease ends by itself: %s", error)
+
+    def _reconcile(self, record: HandlerRecord, now: datetime) -> int:
+        until = now - timedelta(seconds=self._settings.reconcile_after)
+        since = max(filter(None, (record.starts_at, record.reconciled_until)), default=None)
+        if since is not None and since >= until:
+            return 0
+        brought, waiting_since = self._compare(record, since, until)
+        settled_until = min(waiting_since or until, now - timedelta(seconds=LATE))
+        if since is None or settled_until > since:
+            self._store.directory.reconciled(record.name, settled_until)
+        if brought:
+            log.warning(
+                "Brought %d events to %s that its consumer no longer had",
+                brought,
+                record.name,
+                extra={"action": "reconciled", "handler": record.name, "count": brought},
+            )
+        return brought
+
+    def _compare(
+        self, record: HandlerRecord, since: datetime | None, until: datetime
+    ) -> tuple[int, datetime | None]:
+        """Bring what is lost; also say from when on something is still with the broker."""
+        brought, waiting, after = 0, None, None
+        reach: dict[str, datetime | None] = {}
+        while not self._stopping.is_set():
+            query = EventQuery(
+                names=record.events, since=since, until=until, oldest_first=True, limit=PAGE, after=after
+            )
+            page = self._store.events.find(query)
+            missing = self._missing(record, page)
+            lost = [event for event in missing if not self._still_comes(record, event, reach)]
+            brought += self._bring(record, lost)
+            gone = {event.id for event in lost}
+            kept = min((e.published_at for e in missing if e.id not in gone), default=None)
+            waiting = waiting or kept
+            if len(page) < PAGE:
+                return brought, waiting
+            after = page[-1].id
+        return brought, waiting or since or until
+
+    def _missing(self, record: HandlerRecord, page: Sequence[Envelope]) -> list[Envelope]:
+        ids = {delivery_id(record.name, event.id): event for event in page}
+        known = self._store.deliveries.states(list(ids)) if ids else {}
+        return [event for key, event in ids.items() if key not in known]
+
+    def _still_comes(self, record: HandlerRecord, event: Envelope, reach: dict[str, datetime | None]) -> bool:
+        """Whether the consumer may still deliver it: its backlog begins before the event was published.
+
+        The margin allows for clocks that differ and for dispatches that reached the broker late.
+        """
+        token = event.name.partition(".")[0]
+        if token not in reach:
+            stream = f"{self._settings.namespace}_{token}"
+            state = self._broker.consumer_state(
+                stream, record.name.replace(".", "__"), timeout=self._settings.broker_timeout
+            )
+            reach[token] = state.oldest_at if state else None
+        oldest = reach[token]
+        margin = timedelta(seconds=self._settings.reconcile_after)
+        return oldest is not None and event.published_at >= oldest - margin
+
+    def _bring(self, record: HandlerRecord, lost: Sequence[Envelope]) -> int:
+        if not lost:
+            return 0
+        now = self._store.directory.now()
+        return self._store.deliveries.insert_pending(
+            [
+                Delivery(
+                    id=delivery_id(record.name, event.id),
+                    handler=record.name,
+                    event_id=event.id,
+                    event_name=event.name,
+                    operation_id=event.operation_id,
+                    state="pending",
+                    created_at=now,
+                    due_at=now,
+                    event=event,
+                )
+                for event in lost
+            ]
+        )

@@ -1,0 +1,121 @@
+"""The recovery lane: deliveries that are due are claimed from the store and run by the same executor.
+
+Retries, dead letters sent back, events the broker lost and deliveries whose worker died all come this way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+
+from eventdriven_sync.envelope import new_id
+from eventdriven_sync.errors import StoreError
+from eventdriven_sync.executor import Attempt
+from eventdriven_sync.pool import Lane, Pool
+from eventdriven_sync.settling import Leases
+from eventdriven_sync.store import Store
+
+log = logging.getLogger(__name__)
+
+# After an error of the store; its own client retries more finely while it waits.
+PAUSE_AFTER_ERROR = 1.0
+
+
+class RecoveryLane:
+    """A thread that claims what is due, as much as the pool can take, and renews the leases.
+
+    Args:
+        lanes: by handler name.
+        capacity: how many claimed deliveries may be held at once.
+        poll_every: seconds between two looks when nothing is known to be due earlier.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        pool: Pool,
+        lanes: Mapping[str, Lane],
+        leases: Leases,
+        worker: str,
+        lease: float,
+        poll_every: float,
+        capacity: int,
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._lanes = lanes
+        self._leases = leases
+        self._worker = worker
+        self._lease = lease
+        self._poll_every = poll_every
+        self._capacity = capacity
+        self._stopping = threading.Event()
+        self._renewed = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="eventdriven-recovery", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Claim nothing more. Leases are still renewed until ``join``."""
+        self._capacity = 0
+
+    def join(self, timeout: float) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self._thread.join(timeout)
+
+    def claim(self) -> int:
+        """Claim what is due and the pool can take; how many."""
+        room = self._capacity - len(self._leases)
+        if room <= 0:
+            return 0
+        claimed = self._store.deliveries.claim_due(
+            list(self._lanes), limit=room, lease=self._lease, worker=self._worker, token=new_id()
+        )
+        for delivery in claimed:
+            lane = self._lanes[delivery.handler]
+            attempt = Attempt(
+                handler=lane.handler,
+                delivery=delivery,
+                event=delivery.event,
+                token=delivery.token,
+                checked=True,
+            )
+            self._leases.hold([attempt])
+            self._pool.offer(lane, [attempt])
+        return len(claimed)
+
+    def renew(self) -> None:
+        """Prolong the leases of everything held; an attempt that lost its lease may publish no more."""
+        for token, attempts in self._leases.held().items():
+            lost = self._store.deliveries.renew(list(attempts), token=token, lease=self._lease)
+            for delivery_id in lost:
+                handling = attempts[delivery_id].handling
+                if handling:
+                    handling.abandoned = True
+            self._leases.drop([attempts[delivery_id] for delivery_id in lost])
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            try:
+                pause = self._round()
+            except StoreError as error:
+                log.warning("The recovery lane waits for the event store: %s", error)
+                pause = PAUSE_AFTER_ERROR
+            except Exception:
+                log.exception("The recovery lane met an unexpected error and goes on")
+                pause = PAUSE_AFTER_ERROR
+
+    def _round(self) -> float:
+        if time.monotonic() - self._renewed >= self._lease / 3:
+            self._renewed = time.monotonic()
+            self.renew()
+        claimed = self.claim()
+        # A full claim means that more may be due; one that found little was all there was.
+        return 0.01 if claimed and claimed >= self._capacity // 2 else min(self._poll_every, self._lease / 3)

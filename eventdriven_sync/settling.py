@@ -1,0 +1,240 @@
+"""Admitting and settling: what the store knows before a handler runs, and what it must know before an ack.
+
+While the store cannot be reached nothing new runs and nothing is acknowledged: both steps wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+from tenacity.nap import sleep_using_event
+
+from eventdriven_sync.broker import Consumption, Incoming
+from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.errors import StoreError
+from eventdriven_sync.executor import Attempt
+from eventdriven_sync.outcome import Dead, Discarded, RetryAt
+from eventdriven_sync.records import Delivery, Settlement
+from eventdriven_sync.stats import Stats
+from eventdriven_sync.store import Store
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Settled = tuple[Attempt, Settlement]
+
+
+class Leases:
+    """What this process holds in the store: by token, the attempts whose lease must be renewed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _held
+        self._held: dict[str, dict[str, Attempt]] = {}
+
+    def hold(self, attempts: Sequence[Attempt]) -> None:
+        """Renew for these from now on."""
+        with self._lock:
+            for attempt in attempts:
+                self._held.setdefault(attempt.token, {})[attempt.delivery_id] = attempt
+
+    def drop(self, attempts: Sequence[Attempt]) -> None:
+        """These are settled or given back."""
+        with self._lock:
+            for attempt in attempts:
+                same = self._held.get(attempt.token, {})
+                same.pop(attempt.delivery_id, None)
+                if not same:
+                    self._held.pop(attempt.token, None)
+
+    def held(self) -> dict[str, dict[str, Attempt]]:
+        """A copy of what is held, by token and delivery id."""
+        with self._lock:
+            return {token: dict(attempts) for token, attempts in self._held.items()}
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(len(attempts) for attempts in self._held.values())
+
+
+class Settler:
+    """Admits attempts before they run and settles them after. Thread-safe.
+
+    Args:
+        dispatch: sends stored events to the broker; never blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        leases: Leases,
+        stats: Stats,
+        lease: float,
+        worker: str,
+        dispatch: Callable[[Sequence[Envelope]], None],
+    ) -> None:
+        self._store = store
+        self._leases = leases
+        self._stats = stats
+        self._lease = lease
+        self._worker = worker
+        self._dispatch = dispatch
+        self._stopping = threading.Event()
+
+    def give_up(self) -> None:
+        """Wait no longer for a store that does not answer: what is not recorded is not acknowledged."""
+        self._stopping.set()
+
+    def admit(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Those that should run. Messages whose delivery has a record are acknowledged: the store owns it.
+
+        A message the broker delivered before gets its start counted in the store first, so that one that
+        kills its worker ends as a dead letter and not in a loop.
+        """
+        asked = [attempt for attempt in attempts if not attempt.checked]
+        if not asked:
+            return list(attempts)
+        states = self._until_back(lambda: self._store.deliveries.states([a.delivery_id for a in asked]))
+        known = [a for a in asked if a.delivery_id in states]
+        _finish(known)
+        refused = {id(a) for a in known}
+        refused |= {id(a) for a in self._refused([a for a in asked if id(a) not in refused])}
+        for attempt in asked:
+            attempt.checked = True
+        return [a for a in attempts if id(a) not in refused]
+
+    def settle(self, settled: Sequence[Settled]) -> None:
+        """Record the outcomes, then acknowledge; what was fenced off is dropped without an ack."""
+        if not settled:
+            return
+        results = self._until_back(lambda: self._store.deliveries.settle([s for _, s in settled]))
+        self._leases.drop([attempt for attempt, _ in settled])
+        recorded = [pair for pair, ok in zip(settled, results, strict=True) if ok]
+        _finish([attempt for attempt, _ in recorded])
+        for (attempt, settlement), ok in zip(settled, results, strict=True):
+            if not ok:
+                _fenced_off(attempt, settlement)
+        emitted = [event for _, settlement in recorded for event in settlement.emitted]
+        if emitted:
+            self._dispatch(emitted)
+        for attempt, settlement in recorded:
+            self._report(attempt, settlement)
+
+    def _refused(self, fresh: Sequence[Attempt]) -> list[Attempt]:
+        """Of the messages delivered before, those that got a record meanwhile."""
+        again = [a for a in fresh if a.message and a.message.delivered > 1 and a.event]
+        if not again:
+            return []
+        records = [self._running(attempt) for attempt in again]
+        results = self._until_back(lambda: self._store.deliveries.start(records, lease=self._lease))
+        for attempt, record, ok in zip(again, records, results, strict=True):
+            attempt.delivery = record if ok else None
+        self._leases.hold([a for a in again if a.delivery])
+        refused = [a for a in again if not a.delivery]
+        _finish(refused)
+        return refused
+
+    def _running(self, attempt: Attempt) -> Delivery:
+        event = attempt.event
+        assert event is not None
+        return Delivery(
+            id=attempt.delivery_id,
+            handler=attempt.handler.name,
+            event_id=event.id,
+            event_name=event.name,
+            operation_id=event.operation_id,
+            state="running",
+            attempts=1,
+            lost=1,
+            created_at=attempt.started_at,
+            started_at=attempt.started_at,
+            token=attempt.token,
+            worker=self._worker,
+            event=event,
+        )
+
+    def _until_back(self, step: Callable[[], T]) -> T:
+        """Repeat a step of the store until it answers; every step may be repeated safely."""
+        return Retrying(
+            retry=retry_if_exception_type(StoreError),
+            wait=wait_random_exponential(multiplier=0.1, max=2.0),
+            stop=stop_when_event_set(self._stopping),
+            sleep=sleep_using_event(self._stopping),
+            before_sleep=_store_is_away,
+            reraise=True,
+        )(step)
+
+    def _report(self, attempt: Attempt, settlement: Settlement) -> None:
+        self._stats.count(settlement)
+        outcome = settlement.outcome
+        facts = {"delivery": settlement.delivery_id, "operation": settlement.operation_id}
+        if isinstance(outcome, RetryAt | Dead):
+            failed = (attempt.delivery.failed if attempt.delivery else 0) + 1
+            log.warning(
+                "Failed %d times, handler: %s, error: %s event: %s",
+                failed,
+                settlement.handler,
+                outcome.failure.message,
+                settlement.event_id,
+                extra={"action": "delivery_failed", **facts},
+            )
+        if isinstance(outcome, Dead):
+            log.error(
+                "Added to dead letter queue, handler: %s, reason: %s, event: %s",
+                settlement.handler,
+                outcome.reason,
+                settlement.event_id,
+                extra={"action": "delivery_dead", **facts},
+            )
+        if isinstance(outcome, Discarded):
+            log.info("Discarded by %s: %s", settlement.handler, outcome.reason, extra=facts)
+
+
+def _finish(attempts: Sequence[Attempt]) -> None:
+    for consumption, messages in _by_consumption(attempts):
+        consumption.finish(messages)
+
+
+def release(attempts: Sequence[Attempt]) -> None:
+    """Give the messages of these attempts back to the broker, to be delivered at once."""
+    for consumption, messages in _by_consumption(attempts):
+        consumption.release(messages)
+
+
+def forget(attempts: Sequence[Attempt]) -> None:
+    """Neither acknowledge nor give back: the broker delivers them again after its wait."""
+    for consumption, messages in _by_consumption(attempts):
+        consumption.forget(messages)
+
+
+def _by_consumption(attempts: Sequence[Attempt]) -> Iterable[tuple[Consumption, list[Incoming]]]:
+    groups: dict[int, tuple[Consumption, list[Incoming]]] = {}
+    for attempt in attempts:
+        if attempt.message and attempt.consumption:
+            groups.setdefault(id(attempt.consumption), (attempt.consumption, []))[1].append(attempt.message)
+    return groups.values()
+
+
+def _fenced_off(attempt: Attempt, settlement: Settlement) -> None:
+    forget([attempt])
+    log.warning(
+        "A late result of %s for event %s was dropped: the delivery has a newer owner",
+        settlement.handler,
+        settlement.event_id,
+        extra={"action": "delivery_fenced", "delivery": settlement.delivery_id},
+    )
+
+
+def _store_is_away(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning("The event store does not answer, waiting for it: %s", error, extra={"action": "store_wait"})

@@ -1,0 +1,79 @@
+"""Counters per minute: what was handled, how it ended and how long it took.
+
+Each worker writes its own documents with absolute values, so that writing one again changes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from eventdriven_sync.outcome import Dead, Discarded, Done
+from eventdriven_sync.records import Settlement
+
+# Upper bounds in milliseconds; the last bucket is everything above.
+DURATION_BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 60_000)
+
+
+class Stats:
+    """Counts settlements in memory until ``drain``. Thread-safe.
+
+    Args:
+        source: whose counters these are: the worker's id.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, *, source: str, clock: Callable[[], float] = time.time) -> None:
+        self._source = source
+        self._clock = clock
+        self._lock = threading.Lock()  # guards _minutes
+        self._minutes: dict[tuple[int, str, str], dict[str, Any]] = {}
+
+    def count(self, settlement: Settlement) -> None:
+        """One attempt was settled."""
+        minute = int(self._clock() // 60)
+        with self._lock:
+            row = self._row(minute, settlement.event_name, settlement.handler)
+            row[_column(settlement)] += 1
+            row["durations"][_bucket(settlement.duration_ms)] += 1
+
+    def drain(self) -> list[dict[str, Any]]:
+        """What to write now: every minute not over yet, and the last state of those that are."""
+        now = int(self._clock() // 60)
+        with self._lock:
+            rows = [dict(row, durations=list(row["durations"])) for row in self._minutes.values()]
+            # A minute is kept one longer, for attempts that began counting at its very end.
+            self._minutes = {key: row for key, row in self._minutes.items() if key[0] >= now - 1}
+        return rows
+
+    def _row(self, minute: int, event_name: str, handler: str) -> dict[str, Any]:
+        key = (minute, event_name, handler)
+        if key not in self._minutes:
+            self._minutes[key] = {
+                "_id": f"{minute}:{event_name}:{handler}:{self._source}",
+                "minute": datetime.fromtimestamp(minute * 60, UTC),
+                "event_name": event_name,
+                "handler": handler,
+                "succeeded": 0,
+                "failed": 0,
+                "dead": 0,
+                "discarded": 0,
+                "durations": [0] * (len(DURATION_BUCKETS_MS) + 1),
+            }
+        return self._minutes[key]
+
+
+def _column(settlement: Settlement) -> str:
+    outcome = settlement.outcome
+    if isinstance(outcome, Done):
+        return "succeeded"
+    if isinstance(outcome, Discarded):
+        return "discarded"
+    return "dead" if isinstance(outcome, Dead) else "failed"
+
+
+def _bucket(duration_ms: float) -> int:
+    return sum(duration_ms > bound for bound in DURATION_BUCKETS_MS)

@@ -1,0 +1,324 @@
+"""The worker: runs the handlers of a bus in threads until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from eventdriven_sync.broker import ConsumerSpec, Consumption, Incoming
+from eventdriven_sync.config import check_number
+from eventdriven_sync.envelope import utcnow
+from eventdriven_sync.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    EventDrivenError,
+    StoreError,
+    shorten,
+)
+from eventdriven_sync.executor import Attempt, Executor
+from eventdriven_sync.handlers import Handler
+from eventdriven_sync.pool import Lane, Pool
+from eventdriven_sync.reconciler import Reconciler
+from eventdriven_sync.records import WorkerRecord
+from eventdriven_sync.recovery import RecoveryLane
+from eventdriven_sync.settling import Leases, Settler, release
+from eventdriven_sync.stats import Stats
+
+if TYPE_CHECKING:
+    from eventdriven_sync.bus import EventBus
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = 5.0
+DEFAULT_GRACE = 25.0
+EXIT_HUNG = 70
+EXIT_HARD = 130
+
+
+class Worker:
+    """Runs handlers of a bus: all of them, those of some groups, or some by name.
+
+    Several workers, in threads, processes or on machines, share the work of each group.
+
+    Args:
+        bus: the bus with its handlers.
+        groups: names of groups; with ``handlers`` both are taken together.
+        handlers: names ``Group.handler``.
+        threads: how many attempts run at once, 1 to 1,024.
+        grace: seconds that running handlers get to end when the worker stops.
+
+    Raises:
+        ConfigurationError: no such group or handler, nothing to run, or an option outside its range.
+    """
+
+    def __init__(
+        self,
+        bus: EventBus,
+        *,
+        groups: Sequence[str] | None = None,
+        handlers: Sequence[str] | None = None,
+        threads: int = 8,
+        grace: float = DEFAULT_GRACE,
+    ) -> None:
+        check_number(threads, field="threads", low=1, high=1024)
+        check_number(grace, field="grace", low=0, high=3600)
+        self._bus = bus
+        self._chosen = _choose(bus, groups, handlers)
+        self._threads = int(threads)
+        self._grace = grace
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._wake = threading.Event()
+        self._exit_code = 0
+        self._signals = 0
+        self._consumptions: list[Consumption] = []
+        self._running = False
+        self._build()
+
+    def start(self) -> Worker:
+        """Connect, subscribe and begin; returns when the worker runs. A broker that is down is waited for.
+
+        Raises:
+            StoreUnavailable: MongoDB cannot be reached.
+            StreamConflict, UnsafeStream, ConsumerConflict: NATS has other settings than ours.
+            ConfigurationError: it was started before.
+        """
+        if self._running:
+            raise ConfigurationError("this worker was started before; build a new Worker")
+        self._running = True
+        self._bus.open()
+        consumers = self._declare()
+        self._pool.start()
+        for handler, specs in consumers:
+            self._consume(handler, specs)
+        self._recovery.start()
+        self._reconciler.start()
+        self._beat()
+        self._heart.start()
+        log.info(
+            "Worker %s runs %s in %d threads",
+            self.id,
+            ", ".join(sorted(self._chosen)),
+            self._threads,
+            extra={"action": "worker_started"},
+        )
+        return self
+
+    def run(self) -> int:
+        """Start, wait for SIGTERM or SIGINT (or ``stop`` from another thread), stop; returns the exit code.
+
+        The first signal lets running handlers end within the grace period, a second one ends the process at
+        once. To be called in the main thread.
+        """
+        previous = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            self.start()
+            self._wake.wait()
+            self.stop()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return self._exit_code
+
+    def stop(self, *, grace: float | None = None) -> None:
+        """Stop in good order: pull no more, let running handlers end, give the rest back at once.
+
+        Args:
+            grace: seconds for running handlers, the worker's own by default. A handler that runs longer is
+                left behind: its delivery is given back and its result will be dropped.
+        """
+        self._wake.set()
+        if not self._running or self._stopped.is_set():
+            return
+        self._stopped.set()
+        for consumption in self._consumptions:
+            consumption.stop()
+        self._recovery.stop()
+        unrun = self._pool.drain(grace=self._grace if grace is None else grace)
+        self._give_back(unrun)
+        self._recovery.join(timeout=2.0)
+        self._reconciler.stop(timeout=2.0)
+        self._heart.join(timeout=2.0)
+        self._say_goodbye()
+        self._bus.flush(timeout=2.0)
+        log.info("Worker %s stopped", self.id, extra={"action": "worker_stopped", "given_back": len(unrun)})
+
+    def busy(self) -> list[str]:
+        """The ids of the deliveries that run now."""
+        return self._pool.busy()
+
+    def _build(self) -> None:
+        settings, store = self._bus.settings, self._bus.store
+        self._stopped = threading.Event()
+        self._stats = Stats(source=self.id)
+        self._leases = Leases()
+        self._settler = Settler(
+            store=store,
+            leases=self._leases,
+            stats=self._stats,
+            lease=settings.lease,
+            worker=self.id,
+            dispatch=self._bus.dispatch,
+        )
+        executor = Executor(codec=self._bus.codec, store=store, settings=settings, worker=self.id)
+        self._pool = Pool(
+            threads=self._threads, executor=executor, settler=self._settler, on_surplus=self._on_surplus
+        )
+        self._lanes: dict[str, Lane] = {name: self._pool.lane(h) for name, h in self._chosen.items()}
+        self._recovery = RecoveryLane(
+            store=store,
+            pool=self._pool,
+            lanes=self._lanes,
+            leases=self._leases,
+            worker=self.id,
+            lease=settings.lease,
+            poll_every=settings.poll_every,
+            capacity=max(4 * self._threads, max(_batch_size(h) for h in self._chosen.values())),
+        )
+        self._reconciler = Reconciler(store=store, broker=self._bus.broker, settings=settings, holder=self.id)
+        self._heart = threading.Thread(target=self._heartbeats, name="eventdriven-heartbeat", daemon=True)
+        self._began_at: datetime = utcnow()
+
+    def _declare(self) -> list[tuple[Handler, list[ConsumerSpec]]]:
+        consumers = [(handler, self._bus.subscribe([handler])) for handler in self._chosen.values()]
+        specs = [spec for _, found in consumers for spec in found]
+        try:
+            self._bus.broker.declare(specs, timeout=self._bus.settings.broker_timeout)
+        except BrokerUnavailable as error:
+            log.warning("NATS cannot be reached yet, the worker waits for it: %s", error)
+            self._bus.broker.declare_later(specs)
+        return consumers
+
+    def _consume(self, handler: Handler, specs: Sequence[ConsumerSpec]) -> None:
+        lane = self._lanes[handler.name]
+        for spec in specs:
+            arrival = _Arrival(self._pool, lane)
+            consumption = self._bus.broker.consume(spec, arrival.deliver, window=lane.window())
+            arrival.connect(consumption)
+            lane.consumptions.append(consumption)
+            self._consumptions.append(consumption)
+
+    def _give_back(self, attempts: Sequence[Attempt]) -> None:
+        release(attempts)
+        claimed = [attempt for attempt in attempts if attempt.delivery]
+        for attempt in claimed:
+            try:
+                self._bus.store.deliveries.release([attempt.delivery_id], token=attempt.token)
+            except StoreError as error:
+                log.warning("Delivery %s is given back when its lease ends: %s", attempt.delivery_id, error)
+        self._leases.drop(claimed)
+
+    def _heartbeats(self) -> None:
+        while not self._stopped.wait(HEARTBEAT):
+            self._beat()
+
+    def _beat(self) -> None:
+        try:
+            self._bus.store.directory.heartbeat(
+                WorkerRecord(
+                    id=self.id,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    handlers=tuple(sorted(self._chosen)),
+                    threads=self._threads,
+                    running=tuple(self._pool.busy()[:100]),
+                    started_at=self._began_at,
+                    seen_at=utcnow(),
+                )
+            )
+            self._bus.store.directory.write_stats(self._stats.drain())
+        except EventDrivenError as error:
+            log.warning("The worker's heartbeat was not stored: %s", error)
+
+    def _say_goodbye(self) -> None:
+        try:
+            self._bus.store.directory.write_stats(self._stats.drain())
+            self._bus.store.directory.forget_worker(self.id)
+        except StoreError as error:
+            log.info("The worker could not sign off: %s", error)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(EXIT_HARD)
+        self._wake.set()
+
+    def _on_surplus(self) -> None:
+        """Hung threads cannot be stopped; a process full of them should be replaced."""
+        log.critical("Too many handlers hang beyond their timeout; this worker process ends to be replaced")
+        self._exit_code = EXIT_HUNG
+        self._wake.set()
+
+
+class _Arrival:
+    """Wraps arriving messages as attempts of a lane. The first may come before ``consume`` has returned."""
+
+    def __init__(self, pool: Pool, lane: Lane) -> None:
+        self._pool = pool
+        self._lane = lane
+        self._lock = threading.Lock()  # guards _consumption and _early
+        self._consumption: Consumption | None = None
+        self._early: list[Incoming] = []
+
+    def connect(self, consumption: Consumption) -> None:
+        """From now on it is known who acknowledges them."""
+        with self._lock:
+            self._consumption = consumption
+            early, self._early = self._early, []
+        if early:
+            self.deliver(early)
+
+    def deliver(self, messages: list[Incoming]) -> None:
+        """Called on the broker's thread."""
+        with self._lock:
+            consumption = self._consumption
+            if consumption is None:
+                self._early.extend(messages)
+                return
+        handler = self._lane.handler
+        self._pool.offer(
+            self._lane, [Attempt(handler=handler, message=m, consumption=consumption) for m in messages]
+        )
+
+
+def _batch_size(handler: Handler) -> int:
+    return handler.batch.max_size if handler.batch else 1
+
+
+def _choose(
+    bus: EventBus, groups: Sequence[str] | None, handlers: Sequence[str] | None
+) -> dict[str, Handler]:
+    known = bus.handlers
+    if groups is None and handlers is None:
+        chosen = dict(known)
+    else:
+        chosen = {
+            name: h for name, h in known.items() if h.group in (groups or ()) or name in (handlers or ())
+        }
+        _check_known(groups or (), {handler.group for handler in known.values()}, "group")
+        _check_known(handlers or (), set(known), "handler")
+    if not chosen:
+        raise ConfigurationError(
+            "this worker has no handlers: import the modules that declare them before building the Worker"
+        )
+    return chosen
+
+
+def _check_known(names: Sequence[str], known: set[str], what: str) -> None:
+    if isinstance(names, str):
+        raise ConfigurationError(f"{what}s is the text {names!r}: give a list", field=f"{what}s")
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(
+                f"no {what} {shorten(name)} in this bus; it has {', '.join(sorted(known)) or 'none'}",
+                field=what,
+            )
