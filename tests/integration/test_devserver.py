@@ -335,7 +335,11 @@ def test_programs_are_searched_as_argument_variable_path_and_wheel(
     assert "argument" in by_argument.find_binary()
     assert "variable" in NatsServer(tmp_path).find_binary()
     monkeypatch.delenv("EVENTDRIVEN_NATS_SERVER_BIN")
-    assert "path" in NatsServer(tmp_path).find_binary()
+    assert NatsServer(tmp_path).find_binary() == str(tmp_path / "path" / "nats-server")
+    monkeypatch.setenv("PATH", "")
+    in_wheel = Path(NatsServer(tmp_path).find_binary())
+    assert in_wheel.is_file()
+    assert tmp_path not in in_wheel.parents
 
 
 def test_sync_always_reaches_the_servers_configuration(tmp_path: Path) -> None:
