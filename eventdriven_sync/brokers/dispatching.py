@@ -1,0 +1,301 @@
+"""Sending without waiting: which messages are on their way, which must be sent again, which are given up.
+
+A message is kept until the broker confirms it. After a reconnect and when no confirmation comes it is sent
+again with the same id, which the server recognises. Whatever cannot be delivered within ``DEADLINE`` is
+dropped and counted: it is a stored event, and the reconciler brings it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from eventdriven_sync.broker import Outgoing, StreamSpec
+from eventdriven_sync.brokers.jetstream import is_subject
+from eventdriven_sync.errors import shorten
+
+# Messages sent and not confirmed; more would only fill buffers.
+WINDOW = 4096
+# Messages and bytes taken and not settled; beyond it dispatches are dropped.
+LIMIT = 20_000
+LIMIT_BYTES = 256 * 1024 * 1024
+# Without connection for longer than this, dispatches are dropped at once.
+BREAKER = 1.0
+DEADLINE = 30.0
+
+_ANSWER_WAIT = 2.0
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
+_REFUSED_FOR = 10.0
+# The server counts headers as payload, nats-py does not, and the server cuts the connection.
+_HEADER_MARGIN = 1024
+
+
+class Flight:
+    """A message on its way."""
+
+    __slots__ = ("again_at", "deadline", "message", "number", "wait")
+
+    def __init__(self, message: Outgoing, number: int, now: float) -> None:
+        self.message = message
+        self.number = number
+        self.deadline = now + DEADLINE
+        self.wait = _ANSWER_WAIT
+        self.again_at = now + _ANSWER_WAIT
+
+
+class _Stalled:
+    """Messages whose stream does not exist, while somebody creates it."""
+
+    def __init__(self, stream: StreamSpec) -> None:
+        self.stream = stream
+        self.flights: list[Flight] = []
+        self.asking = False
+        self.pause = _FIRST_PAUSE
+        self.again_at = 0.0
+
+
+class Dispatcher:
+    """Everything dispatched and not settled. Loop thread only, except ``take`` and the counters.
+
+    Args:
+        inbox: prefix of the subjects to which the broker confirms; the rest is the flight's number.
+        send: hands a message to the connection, False if there is none.
+        ensure: asked to create a missing stream; answers by ``stream_ready`` or ``stream_failed``.
+        trouble: hears what went wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        inbox: str,
+        send: Callable[[str, bytes, str, Mapping[str, str] | None], bool],
+        ensure: Callable[[StreamSpec], None],
+        trouble: Callable[[str], None],
+    ) -> None:
+        self.dropped = 0
+        self.settled = 0
+        self._guard = threading.Lock()  # guards _waiting's growth, _taken, _taken_bytes and _refused
+        self._taken = self._taken_bytes = self._refused = 0
+        self._settled_bytes = 0
+        self._waiting: deque[Outgoing] = deque()
+        self._flights: dict[int, Flight] = {}
+        self._stalled: dict[str, _Stalled] = {}
+        self._forbidden: dict[str, float] = {}
+        self._confirmations: dict[str, bytes] = {}
+        self._number = 0
+        self._inbox = inbox
+        self._send = send
+        self._ensure = ensure
+        self._trouble = trouble
+        self._open = False
+        self._closed_at = time.monotonic()
+        self._max_payload = 0
+
+    # --- any thread
+
+    def take(self, messages: Sequence[Outgoing], *, down_for: float) -> int:
+        """Queue what there is room for and return how many; ``pump`` must follow on the loop."""
+        size = sum(len(message.data) for message in messages)
+        with self._guard:
+            room = max(0, LIMIT - (self._taken - self.settled))
+            if down_for > BREAKER or self._taken_bytes - self._settled_bytes + size > LIMIT_BYTES:
+                room = 0
+            taken = messages[:room] if room < len(messages) else messages
+            self._waiting.extend(taken)
+            self._taken += len(taken)
+            self._taken_bytes += size if taken is messages else sum(len(m.data) for m in taken)
+            self._refused += len(messages) - len(taken)
+        return len(taken)
+
+    def counts(self) -> tuple[int, int, int]:
+        """How many were taken, were dropped, and are not settled yet."""
+        return self._taken, self._refused + self.dropped, self._taken - self.settled
+
+    # --- loop thread
+
+    def opened(self, max_payload: int) -> None:
+        """A connection is there: send everything unconfirmed again, then what waits."""
+        self._open = True
+        self._max_payload = max_payload
+        for flight in list(self._flights.values()):
+            self._fly(flight)
+        self.pump()
+
+    def closed(self) -> None:
+        """The connection is gone."""
+        if self._open:
+            self._open = False
+            self._closed_at = time.monotonic()
+
+    def pump(self) -> None:
+        """Send what waits, as far as the window allows."""
+        if not self._open:
+            return
+        now = time.monotonic()
+        while self._waiting and len(self._flights) < WINDOW:
+            self._number += 1
+            flight = Flight(self._waiting.popleft(), self._number, now)
+            stream = flight.message.stream.name
+            if stream in self._stalled:
+                self._stalled[stream].flights.append(flight)
+            elif self._forbidden and self._forbidden.get(stream, 0.0) > now:
+                self._drop(flight, f"stream {stream} cannot be used")
+            else:
+                self._flights[flight.number] = flight
+                self._fly(flight)
+
+    def answered(self, token: str, data: bytes, status: str) -> None:
+        """A confirmation, an error, or "no responders" (503) for the flight with this number."""
+        flight = self._flights.pop(int(token), None) if token.isdigit() else None
+        if flight is None:
+            return
+        if status == "503":
+            self._stall(flight)
+        elif data.startswith(self._confirmation(flight.message.stream.name)):
+            self._settle(flight)
+        else:
+            self._judge(flight, data)
+        if self._waiting:
+            self.pump()
+
+    def tick(self) -> None:
+        """Send again what was not answered, give up what is too old."""
+        now = time.monotonic()
+        for flight in list(self._flights.values()):
+            if flight.deadline < now:
+                del self._flights[flight.number]
+                self._drop(flight, f"no confirmation within {DEADLINE:g} s")
+            elif self._open and flight.again_at < now:
+                self._fly(flight)
+        for stalled in list(self._stalled.values()):
+            self._tick_stalled(stalled, now)
+        if not self._open and now - self._closed_at > DEADLINE:
+            self._drop_waiting()
+        self.pump()
+
+    def stream_ready(self, name: str) -> None:
+        """The stream exists now: send what waited for it."""
+        stalled = self._stalled.pop(name, None)
+        for flight in stalled.flights if stalled else ():
+            self._flights[flight.number] = flight
+            self._fly(flight)
+
+    def stream_failed(self, name: str, why: str, *, for_good: bool) -> None:
+        """It could not be created: try again a little later, or drop what waits for it."""
+        stalled = self._stalled.get(name)
+        if stalled is None:
+            return
+        stalled.asking = False
+        stalled.again_at = time.monotonic() + stalled.pause
+        stalled.pause = min(stalled.pause * 2, _LAST_PAUSE)
+        if for_good:
+            del self._stalled[name]
+            self._forbidden[name] = time.monotonic() + _REFUSED_FOR
+            for flight in stalled.flights:
+                self._drop(flight, why)
+
+    def denied(self, subject: str) -> None:
+        """The server refuses this subject (it reports it in lower case); nothing more will be heard of it."""
+        for flight in list(self._flights.values()):
+            if flight.message.subject.lower() == subject:
+                del self._flights[flight.number]
+                self._drop(flight, f"no permission to publish to {flight.message.subject}")
+
+    def mark(self) -> int:
+        """The number that everything dispatched until now stays below; see ``settled_below``."""
+        return self._number + len(self._waiting) + 1
+
+    def settled_below(self, mark: int) -> bool:
+        """Whether everything dispatched before ``mark`` was taken is confirmed or given up."""
+        oldest = min((flight.number for flight in self._all()), default=self._number + 1)
+        return min(oldest, self._number + 1) >= mark
+
+    def _all(self) -> Iterator[Flight]:
+        yield from self._flights.values()
+        for stalled in self._stalled.values():
+            yield from stalled.flights
+
+    def _fly(self, flight: Flight) -> None:
+        message = flight.message
+        reason = self._obstacle(message)
+        if reason:
+            self._flights.pop(flight.number, None)
+            self._drop(flight, reason)
+            return
+        flight.again_at = time.monotonic() + flight.wait
+        flight.wait *= 2
+        reply = f"{self._inbox}{flight.number}"
+        self._send(message.subject, message.data, reply, {"Nats-Msg-Id": message.message_id})
+
+    def _obstacle(self, message: Outgoing) -> str:
+        if not is_subject(message.subject):
+            return f"subject {shorten(message.subject)} cannot be published to"
+        size = len(message.data) + len(message.message_id) + _HEADER_MARGIN
+        if size > self._max_payload:
+            return (
+                f"message {shorten(message.message_id)} has {len(message.data)} bytes; max_payload of the server "
+                f"is {self._max_payload} including headers: raise max_payload in nats-server.conf"
+            )
+        return ""
+
+    def _confirmation(self, stream: str) -> bytes:
+        known = self._confirmations.get(stream)
+        if known is None:
+            known = self._confirmations[stream] = f'{{"stream":"{stream}"'.encode()
+        return known
+
+    def _judge(self, flight: Flight, data: bytes) -> None:
+        """An answer that is not the usual confirmation."""
+        name = flight.message.stream.name
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            answer = {}
+        error = answer.get("error")
+        if error is None and answer.get("stream") == name:
+            self._settle(flight)
+        elif error is None:
+            other = shorten(answer.get("stream"))
+            self._drop(flight, f"subject {flight.message.subject} is taken by stream {other}, not {name}")
+        elif error.get("code") == 503:
+            self._trouble(f"stream {name}: {error.get('description')} ({error.get('err_code')})")
+            self._flights[flight.number] = flight
+        else:
+            self._drop(flight, f"stream {name}: {error.get('description')} ({error.get('err_code')})")
+
+    def _stall(self, flight: Flight) -> None:
+        stream = flight.message.stream
+        stalled = self._stalled.setdefault(stream.name, _Stalled(stream))
+        stalled.flights.append(flight)
+        if not stalled.asking and stalled.again_at <= time.monotonic():
+            stalled.asking = True
+            self._ensure(stream)
+
+    def _tick_stalled(self, stalled: _Stalled, now: float) -> None:
+        late = [flight for flight in stalled.flights if flight.deadline < now]
+        stalled.flights = [flight for flight in stalled.flights if flight.deadline >= now]
+        for flight in late:
+            self._drop(flight, f"stream {stalled.stream.name} was not there for {DEADLINE:g} s")
+        if not stalled.flights:
+            self._stalled.pop(stalled.stream.name, None)
+        elif self._open and not stalled.asking and stalled.again_at <= now:
+            stalled.asking = True
+            self._ensure(stalled.stream)
+
+    def _drop_waiting(self) -> None:
+        while self._waiting:
+            self._number += 1
+            flight = Flight(self._waiting.popleft(), self._number, self._closed_at)
+            self._drop(flight, f"no connection for {DEADLINE:g} s")
+
+    def _settle(self, flight: Flight) -> None:
+        self.settled += 1
+        self._settled_bytes += len(flight.message.data)
+
+    def _drop(self, flight: Flight, why: str) -> None:
+        self._settle(flight)
+        self.dropped += 1
+        self._trouble(f"dispatch dropped: {why}")
