@@ -18,13 +18,15 @@ from typing import Any
 
 import attrs
 
-from eventdriven_sync.errors import InvalidEventId, shorten
+from eventdriven_sync.errors import InvalidEnvelope, InvalidEventId, InvalidEventType, Undecodable, shorten
+from eventdriven_sync.events import check_event_name
 
 SPEC_VERSION = "1.0"
+TRACE_FIELDS = ("traceparent", "tracestate", "baggage")
+_REQUIRED = ("specversion", "id", "type", "time", "data")
+_MAX_NUMBER = 2**31 - 1
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
-_ID_CURE = (
-    "use 1 to 64 characters of A-Z a-z 0-9 _ . : -, starting with a letter or digit"
-)
+_ID_CURE = "use 1 to 64 characters of A-Z a-z 0-9 _ . : -, starting with a letter or digit"
 
 
 def new_id() -> str:
@@ -88,9 +90,7 @@ class Envelope:
 
     def content_hash(self) -> str:
         """Digest of name, version and payload: tells a repeated publish from a reused id."""
-        text = json.dumps(
-            [self.name, self.version, self.data], sort_keys=True, separators=(",", ":")
-        )
+        text = json.dumps([self.name, self.version, self.data], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -105,11 +105,9 @@ def to_wire(envelope: Envelope, namespace: str) -> dict[str, Any]:
     document: dict[str, Any] = {
         "specversion": SPEC_VERSION,
         "id": envelope.id,
-        "source": "/".join(["", namespace, *filter(None, envelope.source.split("."))]),
+        "source": _source_uri(envelope.source, namespace),
         "type": envelope.name,
-        "time": envelope.published_at.isoformat(timespec="milliseconds").replace(
-            "+00:00", "Z"
-        ),
+        "time": envelope.published_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "datacontenttype": "application/json",
         "dataversion": envelope.version,
         "operationid": envelope.operation_id,
@@ -120,4 +118,157 @@ def to_wire(envelope: Envelope, namespace: str) -> dict[str, Any]:
         document["parentids"] = ",".join(envelope.parent_ids)
     if envelope.key is not None:
         document["partitionkey"] = envelope.key
-    return document | dict(envelope.trace)
+    for name in TRACE_FIELDS if envelope.trace else ():
+        if name in envelope.trace:
+            document[name] = envelope.trace[name]
+    return document
+
+
+def from_wire(
+    document: object,
+    *,
+    message_id: str | None = None,
+    subject: str | None = None,
+    namespace: str | None = None,
+) -> Envelope:
+    """The envelope of a CloudEvents document, ours or foreign.
+
+    Foreign events may lack our extension attributes: they begin a chain of their own, as version 1.
+
+    Args:
+        document: the parsed JSON.
+        message_id: the message's ``Nats-Msg-Id``, if it has one: must be the event's id.
+        subject: must be namespace and name.
+        namespace: without it any subject that ends in the name will do.
+
+    Raises:
+        InvalidEnvelope: an attribute is missing, cannot be used or contradicts the message.
+    """
+    if not isinstance(document, dict):
+        raise InvalidEnvelope(f"envelope must be an object, got {type(document).__name__}")
+    missing = [name for name in _REQUIRED if name not in document]
+    if missing:
+        raise InvalidEnvelope(", ".join(f"missing field {name!r}" for name in missing), field=missing[0])
+    _check_format(document)
+    try:
+        event_id = check_id(document["id"], field="id")
+        operation_id = check_id(document.get("operationid", event_id), field="operationid")
+        parents = _parents(document.get("parentids", ""), event_id)
+        name = check_event_name(document["type"])
+    except (InvalidEventId, InvalidEventType) as error:
+        raise InvalidEnvelope(str(error), **error.facts) from error
+    _check_message(event_id, name, message_id, subject, namespace)
+    key = document.get("partitionkey")
+    return Envelope(
+        id=event_id,
+        name=name,
+        version=_number(document, "dataversion", low=1, default=1),
+        data=document["data"],
+        published_at=_moment(document["time"]),
+        operation_id=operation_id,
+        parent_ids=parents,
+        source=_source(document.get("source", ""), namespace),
+        key=None if key is None else _string(key, "partitionkey"),
+        depth=_number(document, "chaindepth", low=0, default=0),
+        trace={name: _string(document[name], name) for name in TRACE_FIELDS if name in document},
+    )
+
+
+def _check_format(document: Mapping[str, Any]) -> None:
+    version, kind = document["specversion"], document.get("datacontenttype")
+    if not isinstance(version, str) or version.partition(".")[0] != "1":
+        raise InvalidEnvelope(
+            f"specversion is {shorten(version)}: this library reads CloudEvents {SPEC_VERSION}",
+            field="specversion",
+            value=version,
+        )
+    if kind not in (None, "application/json") and not is_json(kind):
+        raise Undecodable(
+            f"unsupported content type: datacontenttype is {shorten(kind)}, events carry application/json",
+            field="datacontenttype",
+            value=kind,
+        )
+    if not isinstance(document["data"], dict):
+        raise InvalidEnvelope(f"data must be an object, got {type(document['data']).__name__}", field="data")
+
+
+def is_json(content_type: object) -> bool:
+    """Whether a media type, parameters aside, is JSON."""
+    kind = str(content_type).partition(";")[0].strip().lower()
+    return kind in ("application/json", "text/json") or kind.endswith("+json")
+
+
+def _check_message(
+    event_id: str, name: str, message_id: str | None, subject: str | None, namespace: str | None
+) -> None:
+    if message_id is not None and message_id != event_id:
+        raise InvalidEnvelope(
+            f"id {event_id!r} differs from the message's Nats-Msg-Id {shorten(message_id)}",
+            field="id",
+            value=event_id,
+        )
+    expected = name if namespace is None else f"{namespace}.{name}"
+    if subject is None or subject == expected:
+        return
+    if namespace is not None or not subject.endswith(f".{name}"):
+        raise InvalidEnvelope(
+            f"type {name!r} on subject {shorten(subject)}: the subject is the namespace, a dot and the type",
+            field="type",
+            value=name,
+        )
+
+
+def _parents(text: object, event_id: str) -> tuple[str, ...]:
+    ids = tuple(check_id(part, field="parentids") for part in _string(text, "parentids").split(",") if part)
+    if event_id in ids:
+        raise InvalidEnvelope(f"event {event_id} is its own parent", field="parentids", value=event_id)
+    return ids
+
+
+def _number(document: Mapping[str, Any], field: str, *, low: int, default: int) -> int:
+    value = document.get(field, default)
+    if type(value) is not int or not low <= value <= _MAX_NUMBER:
+        raise InvalidEnvelope(
+            f"{field} is {shorten(value)}: it must be a whole number from {low} to {_MAX_NUMBER:,}",
+            field=field,
+            value=value,
+        )
+    return value
+
+
+def _string(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidEnvelope(
+            f"{field} must be a string, got {type(value).__name__} {shorten(value)}", field=field, value=value
+        )
+    return value
+
+
+def _moment(text: object) -> datetime:
+    """RFC 3339 with any offset, as UTC with the milliseconds MongoDB keeps."""
+    try:
+        moment = datetime.fromisoformat(_string(text, "time").upper())
+        if moment.utcoffset() is not None:
+            moment = moment.astimezone(UTC)
+            return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidEnvelope(
+        f"time is {shorten(text)}: it must be RFC 3339 with an offset, such as 2026-01-31T12:00:00.000Z",
+        field="time",
+        value=text,
+    )
+
+
+def _source_uri(source: str, namespace: str) -> str:
+    """``/blog/Blog/update_author`` for ``Blog.update_author``; a foreign source stays as it came."""
+    if "/" in source:
+        return source
+    return "/".join(["", namespace, *filter(None, source.split("."))])
+
+
+def _source(uri: object, namespace: str | None) -> str:
+    text = _string(uri, "source")
+    begin, _, rest = text.removeprefix("/").partition("/")
+    ours = text.startswith("/") and rest.count("/") <= 1 and namespace in (None, begin)
+    return rest.replace("/", ".") if ours else text
