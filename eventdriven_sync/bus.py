@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 log = logging.getLogger(__name__)
+
+_buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
 
 MAX_PARENTS = 50
 PUBLISH_CHUNK = 1000
@@ -105,6 +109,7 @@ class EventBus:
         self._registered, self._opened = 0, False
         self._closed = False
         self._warned = False
+        _buses.add(self)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> EventBus:
@@ -340,6 +345,16 @@ class EventBus:
         if self._store is not None:
             self._store.close()
 
+    @contextmanager
+    def adapters(self, *, broker: Broker, store: Store) -> Iterator[None]:
+        """Use another broker and store inside the block: ``eventdriven_sync.testing`` does."""
+        before = self._broker, self._store, self._registered, self._opened
+        self._broker, self._store, self._registered, self._opened = broker, store, 0, False
+        try:
+            yield
+        finally:
+            self._broker, self._store, self._registered, self._opened = before
+
     def __enter__(self) -> EventBus:
         return self
 
@@ -357,6 +372,8 @@ class EventBus:
         data = self.codec.encode(event)
         running = context.handling.get()
         chosen = self._event_id(kind, event_id, idempotency_key, running)
+        # Before the event gets its time: it must not be older than the registration of our own handlers.
+        self.open()
         begun = context.operation.get()
         envelope = Envelope(
             id=chosen,
@@ -373,7 +390,8 @@ class EventBus:
         if envelope.depth > self.settings.max_chain_depth:
             raise ChainTooDeep(
                 f"{kind.name} would be event {envelope.depth} of its chain, "
-                f"limit {self.settings.max_chain_depth}: most likely a loop of events; it began with operation {envelope.operation_id}",
+                f"limit {self.settings.max_chain_depth}: most likely a loop of events; "
+                f"it began with operation {envelope.operation_id}",
                 limit=self.settings.max_chain_depth,
             )
         return envelope
@@ -415,7 +433,6 @@ class EventBus:
             running.emitted.extend(envelopes)
             return [False] * len(envelopes)
         self._warn_in_event_loop()
-        self.open()
         seconds = timeout or self.settings.publish_timeout
         if begun and not immediate:
             duplicates = self.store.events.append(envelopes, timeout=seconds, session=begun.session)
@@ -451,6 +468,16 @@ class EventBus:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _after_fork() -> None:
+    """A lock that another thread held while we were forked would never be released in the child."""
+    for bus in _buses:
+        bus._lock = threading.Lock()
+        bus.topology.renew_lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _session() -> Any:

@@ -41,6 +41,10 @@ class Topology:
         """How many handlers there are."""
         return len(self._handlers)
 
+    def renew_lock(self) -> None:
+        """For a forked child: whoever held the lock does not exist here."""
+        self._lock = threading.Lock()
+
     def add(self, handler: Handler) -> None:
         """Add a handler.
 

