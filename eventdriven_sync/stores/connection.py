@@ -1,0 +1,391 @@
+"""One process's connection to MongoDB: its client, deadlines, errors and shared writes.
+
+Group commit is flat combining: a caller that finds nobody writing becomes the writer. It writes its own
+items and everything queued by then, and hands the role to the first caller that queued meanwhile. Nobody
+waits to gather a batch, so a lone caller pays one round trip and 32 callers share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import pymongo
+from pymongo import MongoClient, monitoring
+from pymongo.errors import PyMongoError
+
+from eventdriven_sync.errors import Closed, ConfigurationError
+from eventdriven_sync.stores.collections import INDEXES, collection
+from eventdriven_sync.stores.mongo_errors import Unanswered, passing, redacted, text_of, translated
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+T = TypeVar("T")
+
+MAX_ITEMS = 1000
+MAX_BYTES = 8 * 1024 * 1024
+
+# A writer this far past its deadline will never hand over: a second interrupt met it while it was leaving.
+_OVERDUE = 5.0
+# Between two tries of a write, where the driver itself did not wait for a server.
+_PAUSE = 0.05
+_WRITES = frozenset({"insert", "update", "delete", "findAndModify", "commitTransaction"})
+
+
+class Ticket(Generic[Item]):
+    """What one caller wants written, and what came of it."""
+
+    __slots__ = ("deadline", "error", "finished", "items", "result", "sent", "signal", "size")
+
+    def __init__(self, items: Sequence[Item], *, size: int, deadline: float) -> None:
+        self.items = items
+        self.size = size
+        self.deadline = deadline
+        self.sent = False  # an earlier write that included it may have reached the server
+        self.finished = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.signal = threading.Lock()  # a wake-up call, guards nothing: released by whoever has news
+        self.signal.acquire()
+
+    def finish(self, result: Any) -> None:
+        """Note what came of it; an exception will be raised to its caller."""
+        if isinstance(result, BaseException):
+            self.error = result
+        else:
+            self.result = result
+        self.finished = True
+
+    def wake(self) -> None:
+        """Let the waiting caller look."""
+        # Released already: two writers met after the first was overdue.
+        with contextlib.suppress(RuntimeError):
+            self.signal.release()
+
+
+class GroupCommit(Generic[Item, Result]):
+    """Combines the writes of concurrent callers. Thread-safe; a forked child builds a new one.
+
+    Args:
+        write: writes the items of these tickets by a point of ``time.monotonic``; gives per ticket its
+            result or the exception to raise. It must be safe to repeat. ``Unanswered`` means that callers
+            with time left may try again; any other exception goes to every caller of the batch.
+        max_items: of one batch, unless one caller brings more.
+        max_bytes: of one batch, unless one caller brings more.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[Ticket[Item]], float], Sequence[Result | BaseException]],
+        *,
+        max_items: int = MAX_ITEMS,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        self._write = write
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._mutex = threading.Lock()  # guards _queue, _writer and _batch; never held during a write
+        self._queue: deque[Ticket[Item]] = deque()  # bounded: one ticket per waiting thread
+        self._writer: Ticket[Item] | None = None
+        self._batch: list[Ticket[Item]] = []
+
+    def submit(self, items: Sequence[Item], *, size: int, timeout: float) -> Result:
+        """Write the items, together with those of other callers; what ``write`` gave for them.
+
+        Raises:
+            Unanswered: the time is over.
+        """
+        ticket = Ticket(items, size=size, deadline=time.monotonic() + timeout)
+        try:
+            if not self._enter(ticket):
+                ticket.signal.acquire(timeout=timeout)
+            if self._writer is ticket:
+                self._lead(ticket)
+        finally:
+            # Also when interrupted: whoever waits for this thread is handed on.
+            self._leave(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        result: Result = ticket.result
+        return result
+
+    def _enter(self, ticket: Ticket[Item]) -> bool:
+        """Become the writer, or queue."""
+        with self._mutex:
+            if self._writer is not None and self._writer.deadline + _OVERDUE < time.monotonic():
+                log.warning("A writer did not hand over; its work is taken on")
+                self._return_batch(sent=True)
+                self._writer = None
+            if self._writer is None:
+                self._writer = ticket
+                return True
+            self._queue.append(ticket)
+            return False
+
+    def _lead(self, ticket: Ticket[Item]) -> None:
+        batch = self._take(ticket)
+        try:
+            for member, result in zip(batch, self._write(batch, ticket.deadline), strict=True):
+                member.finish(result)
+        except Unanswered as error:
+            # The writer's time is over; who has time left stays unfinished and is handed on.
+            for member in batch:
+                member.sent = member.sent or error.sent
+                if member is ticket or member.deadline <= time.monotonic():
+                    member.finish(Unanswered(sent=member.sent, cause=error.cause))
+        except Exception as error:
+            for member in batch:
+                member.finish(error)
+
+    def _take(self, ticket: Ticket[Item]) -> list[Ticket[Item]]:
+        """This ticket and what is queued behind it, as much as one write should carry."""
+        with self._mutex:
+            batch, count, size = [ticket], len(ticket.items), ticket.size
+            while self._queue:
+                count += len(self._queue[0].items)
+                size += self._queue[0].size
+                if count > self._max_items or size > self._max_bytes:
+                    break
+                batch.append(self._queue.popleft())
+            self._batch = batch
+            return batch
+
+    def _leave(self, ticket: Ticket[Item]) -> None:
+        """Hand the role over, or stop waiting."""
+        batch: Sequence[Ticket[Item]] = ()
+        following = None
+        with self._mutex:
+            if self._writer is ticket:
+                batch = self._return_batch(sent=not ticket.finished)
+                following = self._writer = self._queue.popleft() if self._queue else None
+            elif ticket in self._queue:
+                self._queue.remove(ticket)
+            if not ticket.finished:
+                ticket.finish(Unanswered(sent=ticket.sent or ticket in self._batch))
+        # The next writer first, so that the server has work while the others wake.
+        if following is not None:
+            following.wake()
+        for member in batch:
+            if member.finished:
+                member.wake()
+
+    def _return_batch(self, *, sent: bool) -> Sequence[Ticket[Item]]:
+        """Queue what the writer took and did not finish, in its order; the batch. The caller holds the mutex.
+
+        ``sent``: the writer was interrupted, so nobody knows how far its write came.
+        """
+        batch, self._batch = self._batch, []
+        for member in reversed(batch):
+            if not member.finished and member is not self._writer:
+                member.sent = member.sent or sent
+                self._queue.appendleft(member)
+        return batch
+
+
+class _SentWrites(monitoring.CommandListener):
+    """Knows whether this thread handed a write to a socket: what decides between "not" and "unknown"."""
+
+    def __init__(self) -> None:
+        self._here = threading.local()
+
+    def forget(self) -> None:
+        """Begin a call."""
+        self._here.sent = False
+
+    def any(self) -> bool:
+        """Whether a write was sent since."""
+        return bool(self._here.sent)
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        if event.command_name in _WRITES:
+            self._here.sent = True
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        """Not needed."""
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        """Not needed."""
+
+
+class Connection:
+    """The client of one process. Thread-safe; nothing is sent before the first call."""
+
+    def __init__(self, url: str, *, database: str | None, timeout: float, max_pool_size: int) -> None:
+        self.pid = os.getpid()
+        self.opened = False
+        self.timeout = timeout
+        self._sent = _SentWrites()
+        self.client: MongoClient[dict[str, Any]] = _client(
+            url, timeout=timeout, max_pool_size=max_pool_size, listener=self._sent
+        )
+        self.database = (
+            self.client.get_database(database)
+            if database
+            else (self.client.get_default_database("eventdriven"))
+        )
+        self.collections = {name: collection(self.database, name) for name in INDEXES}
+        self._lanes: dict[str, GroupCommit[Any, Any]] = {}
+        self._appended: dict[int, list[str]] = {}
+
+    def lane(self, name: str, write: Callable[..., Any]) -> GroupCommit[Any, Any]:
+        """The group commit of this name in this process."""
+        lane = self._lanes.get(name)
+        return lane if lane is not None else self._lanes.setdefault(name, GroupCommit(write))
+
+    def in_transaction(self, session: Any) -> list[str]:
+        """The ids of events stored in this transaction, to name them when its commit is not answered."""
+        return self._appended.setdefault(id(session), [])
+
+    def forget_transaction(self, session: Any) -> None:
+        """The transaction is over."""
+        self._appended.pop(id(session), None)
+
+    def attempt(self, body: Callable[[], T], *, deadline: float) -> T:
+        """Call ``body`` until it is answered or the time is over. It must be safe to repeat.
+
+        Raises:
+            Unanswered: the time is over.
+            PyMongoError: the server answered with an error.
+        """
+        self._sent.forget()
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                # The driver takes 0 as "no limit".
+                with pymongo.timeout(max(left, 0.001)):
+                    return body()
+            except PyMongoError as error:
+                if not passing(error):
+                    raise
+                if deadline - time.monotonic() <= _PAUSE:
+                    raise Unanswered(sent=self._sent.any(), cause=error) from error
+            time.sleep(_PAUSE)
+
+    def call(
+        self,
+        action: str,
+        body: Callable[[], T],
+        *,
+        timeout: float | None = None,
+        event_ids: Sequence[str] = (),
+    ) -> T:
+        """``attempt``, with the library's errors, in which ``action`` tells what was being done."""
+        seconds = self.timeout if timeout is None else timeout
+        try:
+            return self.attempt(body, deadline=time.monotonic() + seconds)
+        except (Unanswered, PyMongoError) as error:
+            raise translated(error, action, timeout=seconds, event_ids=event_ids) from (
+                getattr(error, "cause", None) or error
+            )
+
+    def share(
+        self,
+        lane: GroupCommit[Any, T],
+        items: Sequence[Any],
+        action: str,
+        *,
+        size: int,
+        timeout: float,
+        event_ids: Sequence[str] = (),
+    ) -> T:
+        """Write items by a lane, with the library's errors."""
+        try:
+            return lane.submit(items, size=size, timeout=timeout)
+        except (Unanswered, PyMongoError) as error:
+            raise translated(error, action, timeout=timeout, event_ids=event_ids) from (
+                getattr(error, "cause", None) or error
+            )
+
+
+class Link:
+    """The connection of whatever process asks: a forked child gets one of its own. Thread-safe."""
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()  # guards _connection and _closed; never held while connecting
+        self._connection: Connection | None = None
+        self._closed = False
+        _links.add(self)
+
+    @property
+    def now(self) -> Connection:
+        """The connection of this process."""
+        connection = self._connection
+        if connection is not None and connection.pid == os.getpid():
+            return connection
+        return self._open()
+
+    def _open(self) -> Connection:
+        if self._closed:
+            raise Closed("the event store was closed; build a new one")
+        fresh = self._connect()
+        with self._lock:
+            current = self._connection
+            if current is None or current.pid != fresh.pid:
+                _parked.append(current)
+                self._connection = fresh
+                return fresh
+        fresh.client.close()
+        return current
+
+    def close(self) -> None:
+        """Disconnect for good."""
+        with self._lock:
+            self._closed = True
+            connection, self._connection = self._connection, None
+        if connection is not None and connection.pid == os.getpid():
+            connection.client.close()
+
+    def after_fork(self) -> None:
+        """In the child: the parent's client is left alone, and locks its threads held are new."""
+        self._lock = threading.Lock()
+        _parked.append(self._connection)
+        self._connection = None
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+# Clients inherited by a fork: never used and never closed, since their sockets belong to the parent.
+_parked: list[Connection | None] = []
+
+
+def _after_fork() -> None:
+    for link in list(_links):
+        link.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _client(
+    url: str, *, timeout: float, max_pool_size: int, listener: monitoring.CommandListener
+) -> MongoClient[dict[str, Any]]:
+    try:
+        return MongoClient(
+            url,
+            w="majority",
+            journal=True,
+            retryWrites=True,
+            retryReads=True,
+            timeoutMS=int(timeout * 1000),
+            maxPoolSize=max_pool_size,
+            appname="eventdriven_sync",
+            event_listeners=[listener],
+        )
+    except (PyMongoError, ValueError, TypeError) as error:
+        # The driver quotes parts of the URL, among them of an unescaped password: say nothing of it then.
+        secret = "@" in url
+        said = "" if secret else f": {text_of(error)}"
+        raise ConfigurationError(
+            f"mongo URL {redacted(url)} cannot be used ({type(error).__name__}){said}; a URL looks like "
+            "mongodb://host:27017/database?replicaSet=rs0, special characters of user and password %-escaped",
+            field="mongo",
+        ) from (None if secret else error)

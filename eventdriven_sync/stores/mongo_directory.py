@@ -1,0 +1,196 @@
+"""Handlers, workers, leases and statistics in MongoDB. All times are the server's (``$$NOW``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pymongo import ReplaceOne, ReturnDocument, UpdateOne
+from pymongo.errors import DuplicateKeyError
+
+from eventdriven_sync.records import HandlerRecord, WorkerRecord
+from eventdriven_sync.store import NEW
+from eventdriven_sync.stores.collections import HANDLERS, LEASES, STATS, WORKERS, Document
+from eventdriven_sync.stores.connection import Link
+
+_ALIVE_MS = 60_000
+
+
+class MongoDirectory:
+    """The ``Directory`` protocol on MongoDB. Thread-safe."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def register(self, records: Sequence[HandlerRecord]) -> list[HandlerRecord]:
+        """Upsert by name and return what is stored."""
+        if not records:
+            return []
+        connection = self._link.now
+        target = connection.collections[HANDLERS]
+        writes = [UpdateOne({"_id": r.name}, _registration(r), upsert=True) for r in records]
+        action = "while registering handlers"
+        connection.call(action, lambda: target.bulk_write(writes, ordered=False))
+        names = [record.name for record in records]
+        found = connection.call(action, lambda: list(target.find({"_id": {"$in": names}})))
+        stored = {document["_id"]: _handler(document) for document in found}
+        return [stored[name] for name in names]
+
+    def handlers(self, *, retired: bool = False) -> list[HandlerRecord]:
+        """Handlers by name; retired ones only if asked for."""
+        target = self._link.now.collections[HANDLERS]
+        where: Document = {} if retired else {"retired_at": None}
+        found = self._link.now.call("while reading handlers", lambda: list(target.find(where).sort("_id", 1)))
+        return [_handler(document) for document in found]
+
+    def retire(self, name: str) -> bool:
+        """Mark as retired: nothing more is owed to it. False if unknown."""
+        target = self._link.now.collections[HANDLERS]
+        change = [{"$set": {"retired_at": {"$ifNull": ["$retired_at", "$$NOW"]}}}]
+        result = self._link.now.call(
+            "while retiring a handler", lambda: target.update_one({"_id": name}, change)
+        )
+        return result.matched_count == 1
+
+    def reconciled(self, name: str, until: datetime) -> None:
+        """Advance the handler's watermark; it never goes back."""
+        target = self._link.now.collections[HANDLERS]
+        change = [{"$set": {"reconciled_until": {"$max": ["$reconciled_until", until]}}}]
+        self._link.now.call(
+            "while noting what was reconciled", lambda: target.update_one({"_id": name}, change)
+        )
+
+    def now(self) -> datetime:
+        """The server's clock."""
+        connection = self._link.now
+        hello = connection.call("while reading the clock", lambda: connection.client.admin.command("hello"))
+        moment: datetime = hello["localTime"]
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+    def lead(self, role: str, holder: str, *, ttl: float) -> bool:
+        """Take or keep the lease on a role; True while ``holder`` has it."""
+        target = self._link.now.collections[LEASES]
+        mine = {"$eq": ["$holder", {"$literal": holder}]}
+        # A lease that does not exist yet has no ``until``, and a missing value is below every date.
+        free = {"$or": [mine, {"$lte": ["$until", "$$NOW"]}]}
+        until = {"$add": ["$$NOW", round(ttl * 1000)]}
+        fields = {
+            "holder": {"$cond": [free, {"$literal": holder}, "$holder"]},
+            "until": {"$cond": [free, until, "$until"]},
+        }
+
+        def take() -> bool:
+            try:
+                found = target.find_one_and_update(
+                    {"_id": role}, [{"$set": fields}], upsert=True, return_document=ReturnDocument.AFTER
+                )
+            except DuplicateKeyError:
+                return False  # somebody else took it for the first time at this moment
+            return bool(found and found["holder"] == holder)
+
+        return self._link.now.call("while taking a lease", take)
+
+    def resign(self, role: str, holder: str) -> None:
+        """Give the lease back at once."""
+        target = self._link.now.collections[LEASES]
+        self._link.now.call(
+            "while giving a lease back", lambda: target.delete_one({"_id": role, "holder": holder})
+        )
+
+    def heartbeat(self, worker: WorkerRecord) -> None:
+        """Say that a worker lives."""
+        target = self._link.now.collections[WORKERS]
+        fields: Document = {
+            "host": worker.host,
+            "pid": worker.pid,
+            "handlers": list(worker.handlers),
+            "threads": worker.threads,
+            "running": list(worker.running),
+            "started_at": worker.started_at,
+        }
+        change = [{"$set": _literal(fields) | {"seen_at": "$$NOW"}}]
+        self._link.now.call(
+            "while sending a heartbeat", lambda: target.update_one({"_id": worker.id}, change, upsert=True)
+        )
+
+    def workers(self) -> list[WorkerRecord]:
+        """Workers heard of within the last minute."""
+        target = self._link.now.collections[WORKERS]
+        where = {"$expr": {"$gte": ["$seen_at", {"$subtract": ["$$NOW", _ALIVE_MS]}]}}
+        found = self._link.now.call("while reading workers", lambda: list(target.find(where)))
+        return sorted((_worker(document) for document in found), key=lambda worker: worker.id)
+
+    def forget_worker(self, worker_id: str) -> None:
+        """The worker stopped in good order."""
+        target = self._link.now.collections[WORKERS]
+        self._link.now.call("while forgetting a worker", lambda: target.delete_one({"_id": worker_id}))
+
+    def write_stats(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Replace per-minute documents by ``_id``; ``minute`` is the beginning of their minute."""
+        if not documents:
+            return
+        target = self._link.now.collections[STATS]
+        writes = [ReplaceOne({"_id": d["_id"]}, dict(d), upsert=True) for d in documents]
+        self._link.now.call("while writing statistics", lambda: target.bulk_write(writes, ordered=False))
+
+    def stats(self, *, since: datetime) -> list[dict[str, Any]]:
+        """Per-minute documents since then, the oldest first."""
+        target = self._link.now.collections[STATS]
+        where = {"minute": {"$gte": since}}
+        return self._link.now.call(
+            "while reading statistics", lambda: list(target.find(where).sort("minute", 1))
+        )
+
+
+def _registration(record: HandlerRecord) -> list[Document]:
+    """The update that registers a handler anew, or confirms one that is there and not retired."""
+    known = {
+        "$and": [
+            {"$eq": [{"$type": "$registered_at"}, "date"]},
+            {"$eq": [{"$ifNull": ["$retired_at", None]}, None]},
+        ]
+    }
+    starts_at = "$$NOW" if record.starts_at == NEW else {"$literal": record.starts_at}
+    first: Document = {"starts_at": starts_at, "registered_at": "$$NOW", "reconciled_until": None}
+    fields: Document = {
+        "events": sorted(record.events),
+        "location": record.location,
+        "policy": record.policy,
+        "options": record.options,
+        "retired_at": None,
+    }
+    kept = {name: {"$cond": [known, f"${name}", value]} for name, value in first.items()}
+    return [{"$set": kept | _literal(fields) | {"seen_at": "$$NOW"}}]
+
+
+def _handler(document: Document) -> HandlerRecord:
+    return HandlerRecord(
+        name=document["_id"],
+        events=tuple(document["events"]),
+        starts_at=document["starts_at"],
+        registered_at=document["registered_at"],
+        seen_at=document["seen_at"],
+        retired_at=document["retired_at"],
+        reconciled_until=document["reconciled_until"],
+        location=document["location"],
+        policy=document["policy"],
+        options=document["options"],
+    )
+
+
+def _worker(document: Document) -> WorkerRecord:
+    return WorkerRecord(
+        id=document["_id"],
+        host=document["host"],
+        pid=document["pid"],
+        handlers=tuple(document["handlers"]),
+        threads=document["threads"],
+        running=tuple(document["running"]),
+        started_at=document["started_at"],
+        seen_at=document["seen_at"],
+    )
+
+
+def _literal(fields: Mapping[str, Any]) -> Document:
+    return {name: {"$literal": value} for name, value in fields.items()}

@@ -1,0 +1,443 @@
+"""What the live lane and the recovery lane do with deliveries in MongoDB: settle, claim, keep leases.
+
+Times that others act on (``due_at``, leases) are computed by the server (``$$NOW``). ``created_at`` and
+``settled_at`` of a delivery settled at its first attempt are the worker's clock: that insert is the hot
+path, and an insert cannot ask the server for its time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from bson.raw_bson import RawBSONDocument
+from pymongo import InsertOne, UpdateOne
+from pymongo.errors import BulkWriteError, PyMongoError
+
+from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.errors import PayloadNotSerializable, StoreError
+from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, RetryAt
+from eventdriven_sync.records import Delivery, RawMessage, Settlement
+from eventdriven_sync.stores.collections import DELIVERIES, Document
+from eventdriven_sync.stores.connection import Connection, Link, Ticket
+from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, translated
+from eventdriven_sync.stores.mongo_events import (
+    Prepared,
+    append_in,
+    clean,
+    encoded,
+    envelope,
+    event_document,
+    failure_document,
+    insert_events,
+    prepare,
+    stored_id,
+)
+
+KEPT_FAILURES = 10
+
+Pipeline = list[Document]
+
+
+class Record(NamedTuple):
+    """A settlement ready to be written. Encoded by its worker thread, so that a bad one fails nobody else."""
+
+    id: str
+    token: str
+    write: InsertOne[Any] | UpdateOne
+    emitted: tuple[Prepared, ...]
+    size: int
+
+
+class MongoLanes:
+    """What the live lane and the recovery lane need of the ``DeliveryStore`` protocol. Thread-safe."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def states(self, delivery_ids: Sequence[str]) -> dict[str, str]:
+        """The state of those that have a record."""
+        connection = self._link.now
+        target = connection.collections[DELIVERIES]
+        where = {"_id": {"$in": list(delivery_ids)}}
+        found = connection.call(
+            "while reading states of deliveries", lambda: list(target.find(where, {"state": 1}))
+        )
+        return {document["_id"]: document["state"] for document in found}
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Store emitted events, then outcomes, for all callers of this moment together.
+
+        A claimed settlement that turns out fenced off may have left its emitted events: the attempt that
+        owns the delivery now emits the same ones, since their ids are derived.
+
+        Raises:
+            StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied.
+        """
+        records = [_record(settlement) for settlement in settlements]
+        if not records:
+            return []
+        connection = self._link.now
+        return connection.share(
+            connection.lane(DELIVERIES, self._write),
+            records,
+            "while recording outcomes",
+            size=sum(record.size for record in records),
+            timeout=connection.timeout,
+            event_ids=[settlement.event_id for settlement in settlements],
+        )
+
+    def _write(self, tickets: Sequence[Ticket[Record]], deadline: float) -> list[list[bool] | BaseException]:
+        connection = self._link.now
+        records = [record for ticket in tickets for record in ticket.items]
+        found = iter(connection.attempt(lambda: write_records(connection, records), deadline=deadline))
+        return [_answer([next(found) for _ in ticket.items]) for ticket in tickets]
+
+    def settle_in(self, session: Any, settlement: Settlement) -> bool:
+        """The same inside a transaction; False means: abort.
+
+        Also False when an earlier commit of this attempt went through unanswered: committing again would
+        double the business writes. The record then tells the outcome.
+        """
+        record = _record(settlement)
+        connection = self._link.now
+        target = connection.collections[DELIVERIES]
+        if record.emitted:
+            append_in(connection, session, record.emitted)
+        try:
+            result = target.bulk_write([record.write], session=session)
+        except BulkWriteError as error:
+            if _duplicate(error):
+                return False
+            raise translated(error, "while recording an outcome", timeout=0) from error
+        except PyMongoError as error:
+            raise translated(error, "while recording an outcome", timeout=0) from error
+        return result.inserted_count + result.matched_count + result.upserted_count == 1
+
+    def held(self, ids: Sequence[str]) -> dict[str, str]:
+        """The tokens of those that are running."""
+        connection = self._link.now
+        where = {"_id": {"$in": list(ids)}, "state": "running"}
+        found = connection.call(
+            "while reading leases",
+            lambda: list(connection.collections[DELIVERIES].find(where, {"token": 1})),
+        )
+        return {document["_id"]: document["token"] for document in found}
+
+    def claim_due(
+        self,
+        handlers: Sequence[str],
+        *,
+        limit: int,
+        lease: float,
+        worker: str,
+        token: str,
+    ) -> list[Delivery]:
+        """Claim deliveries that are due, the longest due first."""
+        if not handlers or limit <= 0:
+            return []
+        connection = self._link.now
+        target = connection.collections[DELIVERIES]
+        due = {"due_at": {"$exists": True}, "$expr": {"$lte": ["$due_at", "$$NOW"]}}
+        where = {"handler": {"$in": list(handlers)}} | due
+        action = "while claiming deliveries"
+        ids = connection.call(
+            action, lambda: [d["_id"] for d in target.find(where, {"_id": 1}).sort("due_at", 1).limit(limit)]
+        )
+        if not ids:
+            return []
+        # Whoever is second finds the first one's lease and no longer matches. Repeated after a lost answer
+        # it changes nothing more, and the token still finds what the first try claimed.
+        claim = [{"$set": _claimed(lease=lease, worker=worker, token=token)}]
+        connection.call(action, lambda: target.update_many({"_id": {"$in": ids}} | due, claim))
+        mine = {"_id": {"$in": ids}, "token": token, "state": "running"}
+        found = connection.call(action, lambda: {d["_id"]: d for d in target.find(mine)})
+        return [delivery_of(found[key]) for key in ids if key in found]
+
+    def renew(self, delivery_ids: Sequence[str], *, token: str, lease: float) -> set[str]:
+        """Prolong leases; return the ids that are no longer held under ``token``."""
+        if not self._change(delivery_ids, token, {"due_at": later(lease)}, "while renewing leases"):
+            return set()
+        held = self.held(delivery_ids)
+        return {key for key in delivery_ids if held.get(key) != token}
+
+    def release(self, delivery_ids: Sequence[str], *, token: str) -> None:
+        """Give claimed deliveries back unrun: ``retrying``, due at once, the start not counted."""
+        fields = {
+            "state": "retrying",
+            "due_at": "$$NOW",
+            "attempts": {"$max": [0, {"$subtract": ["$attempts", 1]}]},
+        }
+        self._change(delivery_ids, token, fields, "while giving deliveries back")
+
+    def _change(self, ids: Sequence[str], token: str, fields: Document, action: str) -> int:
+        """Change what is held under the token; how many of the ids are not."""
+        if not ids:
+            return 0
+        connection = self._link.now
+        where = {"_id": {"$in": list(ids)}, "token": token, "state": "running"}
+        target = connection.collections[DELIVERIES]
+        result = connection.call(action, lambda: target.update_many(where, [{"$set": fields}]))
+        return len(set(ids)) - result.matched_count
+
+    def next_due(self, handlers: Sequence[str]) -> float | None:
+        """Seconds until the next delivery is due (negative: overdue), None if there is none."""
+        stages: Pipeline = [
+            {"$match": {"handler": {"$in": list(handlers)}, "due_at": {"$exists": True}}},
+            {"$sort": {"due_at": 1}},
+            {"$limit": 1},
+            {"$project": {"wait": {"$subtract": ["$due_at", "$$NOW"]}}},
+        ]
+        connection = self._link.now
+        target = connection.collections[DELIVERIES]
+        found = connection.call(
+            "while looking for what is due", lambda: list(target.aggregate(stages)) if handlers else []
+        )
+        return found[0]["wait"] / 1000 if found else None
+
+
+def write_records(connection: Connection, records: Sequence[Record]) -> list[bool | BaseException]:
+    """Write emitted events, then outcomes; for each whether it is recorded, or what went wrong."""
+    emitted = [event for record in records for event in record.emitted]
+    if emitted:
+        for stored in insert_events(connection, emitted):
+            if isinstance(stored, BaseException):
+                return [stored] * len(records)
+    target = connection.collections[DELIVERIES]
+    updates = sum(isinstance(record.write, UpdateOne) for record in records)
+    failed: dict[int, Document] = {}
+    try:
+        counts: Mapping[str, Any] = target.bulk_write(
+            [record.write for record in records], ordered=False
+        ).bulk_api_result
+    except BulkWriteError as error:
+        counts = error.details
+        if counts.get("writeConcernErrors"):
+            raise
+        failed = {item["index"]: item for item in counts["writeErrors"]}
+    if not failed and counts["nMatched"] + counts["nUpserted"] == updates:
+        return [True] * len(records)
+    unclear = [r.id for i, r in enumerate(records) if i in failed or isinstance(r.write, UpdateOne)]
+    owners = _owners(connection, unclear)
+    return [_recorded(record, failed.get(i), owners) for i, record in enumerate(records)]
+
+
+def _owners(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    """The tokens under which these are settled."""
+    where = {"_id": {"$in": list(ids)}, "state": {"$ne": "running"}}
+    found = connection.collections[DELIVERIES].find(where, {"token": 1})
+    return {document["_id"]: document.get("token", "") for document in found}
+
+
+def _recorded(record: Record, failed: Document | None, owners: Mapping[str, str]) -> bool | BaseException:
+    if failed and failed["code"] != DUPLICATE_KEY:
+        return StoreError(
+            f"MongoDB refused the outcome of {record.id}: {failed.get('errmsg', '')[:200]}",
+            code=failed["code"],
+        )
+    if failed is None and isinstance(record.write, InsertOne):
+        return True
+    return owners.get(record.id) == record.token
+
+
+def _answer(found: list[bool | BaseException]) -> list[bool] | BaseException:
+    errors = [item for item in found if isinstance(item, BaseException)]
+    return errors[0] if errors else [item is True for item in found]
+
+
+def _duplicate(error: BulkWriteError) -> bool:
+    return any(item["code"] == DUPLICATE_KEY for item in error.details.get("writeErrors", ()))
+
+
+def _record(settlement: Settlement) -> Record:
+    """What to write for a settlement: an insert wherever possible, since an upsert costs three times that."""
+    outcome = settlement.outcome
+    key = settlement.delivery_id
+    emitted = tuple(prepare(event) for event in settlement.emitted)
+    size = sum(len(event.raw.raw) for event in emitted)
+    if settlement.claimed:
+        where = {"_id": key, "token": settlement.token, "state": "running"}
+        update = UpdateOne(where, _settling(settlement))
+        return Record(key, settlement.token, update, emitted, size + _bytes_of(outcome, settlement))
+    if isinstance(outcome, RetryAt):
+        first = [{"$set": literal(_first(settlement))}, *_settling(settlement)]
+        retry = UpdateOne(absent(key), first, upsert=True)
+        return Record(key, settlement.token, retry, emitted, size + _bytes_of(outcome, settlement))
+    raw = encoded(_settled_at_once(settlement), what=f"outcome of {key}")
+    return Record(key, settlement.token, InsertOne(raw), emitted, size + len(raw.raw))
+
+
+def _bytes_of(outcome: Any, settlement: Settlement) -> int:
+    """About how large an update is; only the bound of a batch depends on it."""
+    raw = len(settlement.raw.data) if settlement.raw else 0
+    return 20_000 + raw if isinstance(outcome, RetryAt | Dead) else 1000
+
+
+def _first(settlement: Settlement) -> Document:
+    """The fields of a delivery's first record that no later attempt changes, and its counters."""
+    fields: Document = {
+        "handler": settlement.handler,
+        "event_id": stored_id(settlement.event_id),
+        "event_name": settlement.event_name,
+        "operation_id": stored_id(settlement.operation_id),
+        "attempts": 1,
+        "failed": 0,
+        "generation": 0,
+        "lost": 0,
+        "created_at": settlement.started_at,
+        "token": settlement.token,
+    }
+    return fields
+
+
+def _settled_at_once(settlement: Settlement) -> Document:
+    """The whole record of a delivery that ends with its first attempt."""
+    outcome = settlement.outcome
+    document: Document = {"_id": settlement.delivery_id} | _first(settlement) | _attempted(settlement)
+    document["settled_at"] = settlement.started_at + timedelta(milliseconds=settlement.duration_ms)
+    if isinstance(outcome, Done):
+        return document | {"state": "succeeded"}
+    if isinstance(outcome, Discarded):
+        return document | {"state": "discarded", "reason": clean(outcome.reason, 2000)}
+    assert isinstance(outcome, Dead)
+    failure = failure_document(outcome.failure)
+    return (
+        document
+        | _remains(settlement)
+        | {"state": "dead", "reason": outcome.reason, "failed": 1, "failures": [failure]}
+        | _shown(failure)
+    )
+
+
+def _attempted(settlement: Settlement) -> Document:
+    """What is known of the last attempt."""
+    return {
+        "started_at": settlement.started_at,
+        "duration_ms": settlement.duration_ms,
+        "worker": settlement.worker,
+    }
+
+
+def _settling(settlement: Settlement) -> Pipeline:
+    """The update that records an outcome in an existing record."""
+    outcome = settlement.outcome
+    fields = literal(_attempted(settlement))
+    if isinstance(outcome, Done | Discarded):
+        state = "succeeded" if isinstance(outcome, Done) else "discarded"
+        reason = clean(outcome.reason, 2000) if isinstance(outcome, Discarded) else ""
+        fields |= {"state": state, "reason": {"$literal": reason}, "settled_at": "$$NOW"}
+        return [{"$set": fields}, {"$unset": ["due_at", "event", "raw"]}]
+    failure = failure_document(outcome.failure)
+    so_far = {"$ifNull": ["$failures", []]}
+    fields |= literal(_remains(settlement) | _shown(failure))
+    fields |= {
+        "failed": {"$add": ["$failed", 1]},
+        "failures": {"$slice": [{"$concatArrays": [so_far, [{"$literal": failure}]]}, -KEPT_FAILURES]},
+    }
+    if isinstance(outcome, RetryAt):
+        return [{"$set": fields | {"state": "retrying", "due_at": later(outcome.after)}}]
+    fields |= {"state": "dead", "reason": outcome.reason, "settled_at": "$$NOW"}
+    return [{"$set": fields}, {"$unset": ["due_at"]}]
+
+
+def _shown(failure: Document) -> Document:
+    """The last error, where queries find it."""
+    return {"error_type": failure["error_type"], "error_message": failure["message"]}
+
+
+def _remains(settlement: Settlement) -> Document:
+    """The event or message itself, as far as it is given: what is there already stays."""
+    fields: Document = {}
+    if settlement.event is not None:
+        fields["event"] = embedded(settlement.event)
+    if settlement.raw is not None:
+        fields["raw"] = raw_document(settlement.raw)
+    return fields
+
+
+def embedded(event: Envelope) -> RawBSONDocument:
+    """The event within a delivery. One that MongoDB cannot hold (it came from elsewhere) is kept as JSON."""
+    document = event_document(event)
+    try:
+        return encoded(document, what=f"event {event.id}")
+    except PayloadNotSerializable:
+        return encoded(document | {"data": None, "json": json.dumps(event.data)}, what=f"event {event.id}")
+
+
+def raw_document(raw: RawMessage) -> Document:
+    """The document of a message as it came; headers as pairs, since their names may be anything."""
+    headers = [[clean(name, 200), clean(value, 4096)] for name, value in raw.headers.items()]
+    return {
+        "stream": raw.stream,
+        "sequence": raw.sequence,
+        "subject": clean(raw.subject, 1024),
+        "headers": headers,
+        "data": raw.data,
+    }
+
+
+def _claimed(*, lease: float, worker: str, token: str) -> Document:
+    died = {"$eq": ["$state", "running"]}
+    return literal({"token": token, "worker": worker}) | {
+        "state": "running",
+        "attempts": {"$add": ["$attempts", 1]},
+        "lost": {"$add": ["$lost", {"$cond": [died, 1, 0]}]},
+        "started_at": "$$NOW",
+        "due_at": later(lease),
+    }
+
+
+def absent(key: str) -> Document:
+    """A filter that only ever inserts: a record has a state, so an existing one makes it a duplicate key."""
+    return {"_id": key, "state": {"$exists": False}}
+
+
+def literal(fields: Mapping[str, Any]) -> Document:
+    """As values of a pipeline, where a text beginning with ``$`` would name a field."""
+    return {name: {"$literal": value} for name, value in fields.items()}
+
+
+def later(seconds: float) -> Document:
+    """So many seconds from the server's now."""
+    return {"$add": ["$$NOW", round(seconds * 1000)]}
+
+
+def delivery_of(document: Mapping[str, Any]) -> Delivery:
+    """The delivery of a document."""
+    optional = ("started_at", "settled_at", "duration_ms", "due_at")
+    return Delivery(
+        id=document["_id"],
+        handler=document["handler"],
+        event_id=str(document["event_id"]),
+        event_name=document["event_name"],
+        operation_id=str(document["operation_id"]),
+        state=document["state"],
+        attempts=document["attempts"],
+        failed=document["failed"],
+        generation=document["generation"],
+        lost=document["lost"],
+        failures=tuple(Failure(**failure) for failure in document.get("failures", ())),
+        reason=document.get("reason", ""),
+        created_at=document["created_at"],
+        token=document.get("token", ""),
+        worker=document.get("worker", ""),
+        event=_embedded_event(document.get("event")),
+        raw=_raw_message(document.get("raw")),
+        **{name: document.get(name) for name in optional},
+    )
+
+
+def _embedded_event(document: Mapping[str, Any] | None) -> Envelope | None:
+    if document is None:
+        return None
+    if "json" in document:
+        document = {**document, "data": json.loads(document["json"])}
+    return envelope(document)
+
+
+def _raw_message(document: Mapping[str, Any] | None) -> RawMessage | None:
+    if document is None:
+        return None
+    return RawMessage(**{**document, "headers": dict(document["headers"]), "data": bytes(document["data"])})
