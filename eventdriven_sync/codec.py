@@ -71,9 +71,8 @@ class Codec:
             document: dict[str, Any] = shape.encode(event)
         except Exception as error:
             raise self._refused(event, shape, error) from error
-        depth = _depth(document)
-        if depth > self._max_depth:
-            raise self._too_deep(event, depth)
+        if shape.endless:
+            self._check_depth(document, f"{event_type_of(event).name} cannot be published")
         return document
 
     def decode(self, event_type: EventType, data: Mapping[str, Any]) -> Any:
@@ -99,15 +98,9 @@ class Codec:
         try:
             document: dict[str, Any] = LOOSE.encode(variables)
         except Exception as error:
-            problems = self._problems(LOOSE, variables, error, writing=True)
-            raise _refusal(PayloadNotSerializable, "variables cannot be stored", problems) from error
-        depth = _depth(document)
-        if depth > self._max_depth:
-            raise PayloadTooDeep(
-                f"variables cannot be stored: depth {depth}, limit {self._max_depth}",
-                depth=depth,
-                limit=self._max_depth,
-            )
+            problems = self._problems(LOOSE, variables, error, writing=True, path="variables")
+            raise _refusal(PayloadNotSerializable, "operation cannot begin", problems) from error
+        self._check_depth(document, "operation cannot begin: variables")
         return document
 
     def pack(self, envelope: Envelope, namespace: str) -> bytes:
@@ -167,13 +160,11 @@ class Codec:
         if not data:
             raise Undecodable("empty payload: a CloudEvents JSON object is needed")
         # One level more than a payload may have: the envelope around it.
-        _check_nesting(data, self._max_depth + 1)
-        if orjson is not None and not _needs_care(data):
-            try:
-                return orjson.loads(data)
-            except orjson.JSONDecodeError:
-                pass  # the parser below says what is wrong, with or without orjson
-        document = _careful_loads(data)
+        limit = self._max_depth + 1
+        document = _quick_loads(data)
+        if document is not None and not (_brackets(data) > limit and _depth(document) > limit):
+            return document
+        document = _careful_loads(data, limit)
         problems = self._problems(ANY, document, None, writing=False)
         if problems:
             raise _refusal(InvalidEnvelope, "message cannot be read", problems)
@@ -193,12 +184,14 @@ class Codec:
         kind = fault.kind if isinstance(fault, Fault) else PayloadInvalid
         return _refusal(kind, f"{event_type_of(event).name} cannot be published", problems)
 
-    def _problems(self, shape: Shape, value: Any, error: Exception | None, *, writing: bool) -> list[Problem]:
+    def _problems(
+        self, shape: Shape, value: Any, error: Exception | None, *, writing: bool, path: str = ""
+    ) -> list[Problem]:
         try:
-            found = list(islice(self._explain(shape, value, writing), MAX_PROBLEMS))
+            found = list(islice(self._explain(shape, value, writing, path), MAX_PROBLEMS))
         except RecursionError as too_deep:
-            return [("", too_deep)]
-        return found or ([("", error)] if error else [])
+            return [(path, too_deep)]
+        return found or ([(path, error)] if error else [])
 
     def _explain(
         self, shape: Shape, value: Any, writing: bool, path: str = "", above: tuple[int, ...] = ()
@@ -220,15 +213,15 @@ class Codec:
             if not blamed:
                 yield path, fault
 
-    def _too_deep(self, event: object, depth: int) -> PayloadTooDeep:
-        name = event_type_of(event).name
-        return PayloadTooDeep(
-            f"{name} cannot be published: depth {depth}, limit {self._max_depth} - flatten it, or store the "
-            "content elsewhere and publish a reference to it",
-            event=name,
-            depth=depth,
-            limit=self._max_depth,
-        )
+    def _check_depth(self, document: dict[str, Any], what: str) -> None:
+        depth = _depth(document)
+        if depth > self._max_depth:
+            raise PayloadTooDeep(
+                f"{what}: depth {depth}, limit {self._max_depth} - flatten it, or store the content "
+                "elsewhere and refer to it",
+                depth=depth,
+                limit=self._max_depth,
+            )
 
 
 # --- faults ------------------------------------------------------------------------------------------------
@@ -288,15 +281,14 @@ def _check_content_type(headers: Mapping[str, str]) -> None:
             )
 
 
-def _check_nesting(data: bytes, limit: int) -> None:
-    """Refuses a JSON bomb before a recursive parser sees it."""
-    if data.count(b"{") + data.count(b"[") <= limit:
-        return
-    depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
-        depth += 1 if bracket[0] in b"[{" else -1
-        if depth > limit:
-            raise Undecodable(f"nesting is deeper than {limit} levels", limit=limit)
+def _quick_loads(data: bytes) -> Any:
+    """What orjson reads; None if it cannot, or might read it otherwise than the careful parser."""
+    if orjson is None or _needs_care(data):
+        return None
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _needs_care(data: bytes) -> bool:
@@ -306,7 +298,9 @@ def _needs_care(data: bytes) -> bool:
     return _LONG_INT in data.translate(_DIGITS_AS_0)
 
 
-def _careful_loads(data: bytes) -> Any:
+def _careful_loads(data: bytes, limit: int) -> Any:
+    """What the standard library reads, with a reason why it cannot."""
+    _check_nesting(data, limit)
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
@@ -317,6 +311,21 @@ def _careful_loads(data: bytes) -> Any:
         raise Undecodable("nesting is too deep for the JSON parser") from error
     except ValueError as error:
         raise InvalidEnvelope(f"a number has too many digits: {error}") from error
+
+
+def _brackets(data: bytes) -> int:
+    return data.count(b"{") + data.count(b"[")
+
+
+def _check_nesting(data: bytes, limit: int) -> None:
+    """Refuses a JSON bomb before a recursive parser sees it."""
+    if _brackets(data) <= limit:
+        return
+    depth = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > limit:
+            raise Undecodable(f"nesting is deeper than {limit} levels", limit=limit)
 
 
 def _no_constant(name: str) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections.abc as abc
 import enum
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import isfinite
 from typing import Any, Literal
 
 import attrs
@@ -14,6 +14,7 @@ import attrs
 from eventdriven_sync.errors import CodecError, PayloadInvalid, PayloadNotSerializable, shorten
 
 TAG = "_type"
+_INT_END = 2**63
 
 Part = tuple[str, Any, "Shape"]
 
@@ -52,7 +53,8 @@ class Shape:
     """How values of one declared type are written, read and looked into.
 
     ``kinds`` are the JSON types it is written as, ``cls`` is the type its values have in Python, ``parts``
-    leads to the parts of a value that is being written or read: only used to explain a fault.
+    leads to the parts of a value that is being written or read: only used to explain a fault. Values of
+    ``endless`` types may nest without end: their depth is measured.
     """
 
     what: str
@@ -62,6 +64,7 @@ class Shape:
     cls: Any = None
     parts: Callable[[Any, bool], Iterable[Part]] = _no_parts
     tag: str = ""
+    endless: bool = False
 
 
 # --- what JSON knows: checked the same in both directions ------------------------------------------------
@@ -83,9 +86,11 @@ def check_str(value: Any, _: Any = None) -> str:
 
 def check_int(value: Any, _: Any = None) -> int:
     """The number, if 64 bits can hold it."""
+    if type(value) is int and -_INT_END <= value < _INT_END:
+        return value
     if not isinstance(value, int) or isinstance(value, bool):
         raise expected("int", value)
-    if not -(2**63) <= value < 2**63:
+    if not -_INT_END <= value < _INT_END:
         bits = value.bit_length()
         raise impossible(f"needs {bits} bits and a sign; MongoDB stores 64 in all: pass it as str")
     return int(value)
@@ -93,11 +98,13 @@ def check_int(value: Any, _: Any = None) -> int:
 
 def check_float(value: Any, _: Any = None) -> float:
     """The number, if it is finite; ints are welcome."""
+    if type(value) is float and isfinite(value):
+        return value
     if isinstance(value, int) and not isinstance(value, bool):
         return float(check_int(value))
     if not isinstance(value, float):
         raise expected("float", value)
-    if not math.isfinite(value):
+    if not isfinite(value):
         raise impossible(f"is {value}, which JSON cannot carry: use None or text")
     return float(value)
 
@@ -168,9 +175,7 @@ def _plain_parts(value: Any, writing: bool) -> Iterator[Part]:
 
 
 _KEY = Shape("key", (str,), check_key, check_key)
-ANY = Shape(
-    "Any", (str, bool, int, float, dict, list, type(None)), check_plain, check_plain, parts=_plain_parts
-)
+ANY = Shape("Any", tuple(_PLAIN), check_plain, check_plain, parts=_plain_parts, endless=True)
 
 
 # --- containers, choices and classes -----------------------------------------------------------------------
@@ -218,7 +223,7 @@ def list_shape(what: str, origin: Any, item: Shape) -> Shape:
         if isinstance(value, accepted if writing else list):
             yield from ((f"[{index}]", part, item) for index, part in enumerate(value))
 
-    return Shape(what, (list,), encode, decode, origin, parts)
+    return Shape(what, (list,), encode, decode, origin, parts, endless=item.endless)
 
 
 def row_shape(what: str, items: list[Shape]) -> Shape:
@@ -241,7 +246,8 @@ def row_shape(what: str, items: list[Shape]) -> Shape:
         if isinstance(value, (list, tuple)):
             yield from ((f"[{index}]", *pair) for index, pair in enumerate(zip(value, items, strict=False)))
 
-    return Shape(what, (list,), encode, decode, tuple, parts)
+    endless = any(item.endless for item in items)
+    return Shape(what, (list,), encode, decode, tuple, parts, endless=endless)
 
 
 def dict_shape(what: str, accepted: Any, key: Shape, item: Shape) -> Shape:
@@ -258,7 +264,7 @@ def dict_shape(what: str, accepted: Any, key: Shape, item: Shape) -> Shape:
         return {label(k): write(part) for k, part in value.items()}
 
     def decode(value: Any, _: Any = None) -> dict[Any, Any]:
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             raise expected(what, value)
         return {name.decode(k): item.decode(part) for k, part in value.items()}
 
@@ -267,7 +273,7 @@ def dict_shape(what: str, accepted: Any, key: Shape, item: Shape) -> Shape:
             yield " key", k, name
             yield f"[{shorten(k)}]", part, item
 
-    return Shape(what, (dict,), encode, decode, dict, parts)
+    return Shape(what, (dict,), encode, decode, dict, parts, endless=item.endless)
 
 
 def _choice_shape(what: str, written: list[tuple[Any, Any]], cls: Any) -> Shape:
@@ -331,7 +337,9 @@ def optional_shape(inner: Shape) -> Shape:
     def parts(value: Any, writing: bool) -> Iterable[Part]:
         return () if value is None else inner.parts(value, writing)
 
-    return Shape(f"{inner.what} | None", (*inner.kinds, type(None)), encode, decode, parts=parts)
+    return Shape(
+        f"{inner.what} | None", (*inner.kinds, type(None)), encode, decode, parts=parts, endless=inner.endless
+    )
 
 
 def union_shape(what: str, members: list[Shape]) -> Shape:
@@ -374,7 +382,8 @@ def union_shape(what: str, members: list[Shape]) -> Shape:
         return attempt(value, False)
 
     kinds = tuple({kind: None for shape in members for kind in shape.kinds})
-    return Shape(what, kinds, encode, decode, parts=parts)
+    endless = any(shape.endless for shape in members)
+    return Shape(what, kinds, encode, decode, parts=parts, endless=endless)
 
 
 def _base(value: Any, kinds: Iterable[type]) -> type:
@@ -398,7 +407,7 @@ def _tagged(shape: Shape) -> Shape:
         return shape.parts(value, writing)
 
     # A class that refers to itself may be unfinished: nothing is taken from it before it is used.
-    return Shape(shape.what, (dict,), encode, decode, shape.cls, parts, tag)
+    return Shape(shape.what, (dict,), encode, decode, shape.cls, parts, tag, shape.endless)
 
 
 def _by_kind(what: str, members: list[Shape]) -> dict[type, list[Shape]]:

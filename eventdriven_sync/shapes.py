@@ -20,6 +20,7 @@ import base64
 import binascii
 import datetime as dt
 import enum
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -59,6 +60,7 @@ from eventdriven_sync.payload import (
 )
 
 MISSING = object()
+_LONGEST = dt.timedelta.max.total_seconds() - 1
 
 # --- scalars that JSON writes as text or number ------------------------------------------------------------
 
@@ -118,8 +120,9 @@ def _write_span(value: Any) -> float:
     if not isinstance(value, dt.timedelta):
         raise expected("timedelta", value)
     seconds = value.total_seconds()
-    if dt.timedelta(seconds=seconds) != value:
-        raise impossible("is too long to keep its microseconds: use whole seconds or less than 270 years")
+    # A float keeps the microseconds of about 270 years.
+    if seconds > _LONGEST or dt.timedelta(seconds=seconds) != value:
+        raise impossible("is too long to keep its microseconds: use whole seconds")
     return seconds
 
 
@@ -128,6 +131,13 @@ def _read_span(value: Any, _: Any = None) -> dt.timedelta:
         return dt.timedelta(seconds=check_float(value))
     except (OverflowError, Fault):
         raise expected("timedelta as seconds", value) from None
+
+
+def _object_id(text: str) -> str:
+    # bson's own InvalidId is no ValueError.
+    if not re.fullmatch("[0-9a-fA-F]{24}", text):
+        raise ValueError(text)
+    return text
 
 
 def _write_bytes(value: bytes) -> str:
@@ -223,7 +233,7 @@ class Shapes:
         if origin is typing.Literal:
             return literal_shape(what, args)
         if kind in (typing.Union, types.UnionType):
-            return self._union(what, args)
+            return self._union(args)
         if attrs.has(kind):
             return self._class(declared)
         if kind is tuple and declared not in (tuple, tuple) and args[-1:] != (...,):
@@ -235,17 +245,18 @@ class Shapes:
             return dict_shape(what, DICTS[kind], self._shape(key), self._shape(item))
         return _named_shape(kind, what)
 
-    def _union(self, what: str, args: tuple[Any, ...]) -> Shape:
+    def _union(self, args: tuple[Any, ...]) -> Shape:
         inner = [self._shape(part) for part in args if part is not type(None)]
-        if len(inner) == len(args):
-            return union_shape(what, inner)
-        return optional_shape(inner[0] if len(inner) == 1 else union_shape(what, inner))
+        what = " | ".join(shape.what for shape in inner)
+        shape = inner[0] if len(inner) == 1 else union_shape(what, inner)
+        return shape if len(inner) == len(args) else optional_shape(shape)
 
     def _class(self, declared: Any) -> Shape:
         if declared not in self._classes:
             cls = typing.get_origin(declared) or declared
             shape = Shape(cls.__name__, (dict,), _unfinished, _unfinished, cls)
-            # Known before it is finished: classes may refer to themselves.
+            # Known before it is finished: classes may refer to themselves, and are endless if they do.
+            shape.endless = True
             self._classes[declared] = shape
             self._finish(shape, self._fields(cls, typing.get_args(declared)))
         return self._classes[declared]
@@ -284,7 +295,7 @@ class Shapes:
             return write(value)
 
         def decode(value: Any, _: Any = None) -> Any:
-            if not isinstance(value, Mapping):
+            if type(value) is not dict and not isinstance(value, Mapping):
                 raise expected("an object", value)
             return read(value, cls)
 
@@ -292,14 +303,16 @@ class Shapes:
             if not isinstance(value, cls if writing else Mapping):
                 return
             for field in fields:
-                inner: Any = field.type
+                part: Any = field.type
                 found = getattr(value, field.name, MISSING) if writing else value.get(field.alias, MISSING)
                 if found is not MISSING:
-                    yield f".{field.alias}", found, inner
+                    yield f".{field.alias}", found, part
                 elif writing or field.default is attrs.NOTHING:
                     yield f".{field.alias}", found, _REQUIRED
 
         shape.encode, shape.decode, shape.parts = encode, decode, parts
+        inner: list[Any] = [field.type for field in fields]
+        shape.endless = any(part.endless for part in inner)
 
 
 def _missing(value: Any, _: Any = None) -> Any:
@@ -351,7 +364,7 @@ def _named_shape(kind: Any, what: str) -> Shape:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return enum_shape(kind)
     if is_object_id(kind):
-        return _as_text(kind, "ObjectId", str, kind)
+        return _as_text(kind, "ObjectId", str, lambda text: kind(_object_id(text)))
     raise impossible(
         f"is declared as {what}, which no payload can hold: use str, int, float, bool, datetime, Decimal, "
         "UUID, an enum, an attrs class, or lists and dicts of them"
