@@ -110,6 +110,10 @@ class Bridge:
             with contextlib.suppress(RuntimeError):  # the loop was closed in this moment
                 self._loop.call_soon_threadsafe(self._run_posted)
 
+    def soon(self, action: Callable[[], object]) -> None:
+        """On the loop thread: run ``action`` after what is being read now."""
+        self._loop.call_soon(action)
+
     def call(self, coroutine: Coroutine[Any, Any, T], *, timeout: float) -> T:
         """Run a coroutine on the loop and wait for its result.
 
@@ -149,19 +153,20 @@ class Bridge:
     def _start(self) -> None:
         _register_hooks()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        thread.start()
+        self._thread = thread
         _started.add(self)
 
     def _run(self) -> None:
+        """The thread."""
         asyncio.set_event_loop(self._loop)
         while not self._closed:
             try:
                 self._loop.run_forever()
             except BaseException:  # a SystemExit raised in a callback must not end the process's connection
                 logger.exception("the loop was interrupted and goes on", extra={"action": "loop_interrupted"})
-        with contextlib.suppress(Exception):
-            self._loop.run_until_complete(_end_all())
+        self._loop.run_until_complete(_end_all())
         self._loop.close()
 
     def _run_posted(self) -> None:

@@ -236,8 +236,8 @@ class Dispatcher:
         size = len(message.data) + len(message.message_id) + _HEADER_MARGIN
         if size > self._max_payload:
             return (
-                f"message {shorten(message.message_id)} has {len(message.data)} bytes; max_payload of the server "
-                f"is {self._max_payload} including headers: raise max_payload in nats-server.conf"
+                f"message {shorten(message.message_id)} has {len(message.data)} bytes, but max_payload of "
+                f"the server is {self._max_payload} including headers: raise it in nats-server.conf"
             )
         return ""
 

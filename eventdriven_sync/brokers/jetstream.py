@@ -31,12 +31,12 @@ MAX_WAITING = 512
 # Error codes of the JetStream API (nats-server, server/errors.json).
 NOT_ENABLED = frozenset({10039, 10076})
 STREAM_NAME_IN_USE = 10058
-STREAM_NOT_FOUND = 10059
 SUBJECTS_OVERLAP = 10065
-CONSUMER_NOT_FOUND = 10014
 CONSUMER_IN_USE = frozenset({10013, 10148})
-NO_MESSAGE = 10037
+# No such stream, consumer, message.
+MISSING = frozenset({10059, 10014, 10037})
 
+_KINDS = {503: BrokerUnavailable, 403: BrokerPermissionDenied}
 _SUBJECT = re.compile(r"[^\s.*>\x00-\x1f\x7f]+(\.[^\s.*>\x00-\x1f\x7f]+)*")
 _V1_TOKENS, _V2_TOKENS = 9, 11
 
@@ -44,8 +44,9 @@ _V1_TOKENS, _V2_TOKENS = 9, 11
 class ApiError(Exception):
     """A request that JetStream answered with an error."""
 
-    def __init__(self, error: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, error: Mapping[str, Any]) -> None:
         super().__init__(f"{error.get('description', 'error')} ({error.get('err_code', 0)})")
+        self.path = path
         self.code = int(error.get("code", 0))
         self.err_code = int(error.get("err_code", 0))
 
@@ -297,22 +298,13 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(cut).astimezone(UTC)
 
 
-def translate(error: ApiError, *, doing: str, url: str) -> EventDrivenError:
+def translate(error: ApiError, url: str) -> EventDrivenError:
     """The library's error for an answer of the JetStream API."""
-    facts = {"code": error.code, "err_code": error.err_code, "url": url}
     if error.err_code in NOT_ENABLED:
         return no_jetstream(url)
-    if error.err_code == SUBJECTS_OVERLAP:
-        return StreamConflict(
-            f"{doing}: {error}; another stream already takes these subjects: use another namespace, "
-            "or delete that stream",
-            **facts,
-        )
-    if error.code == 503:
-        return BrokerUnavailable(f"{doing}: NATS at {url} cannot do it now: {error}", **facts)
-    if error.code == 403:
-        return BrokerPermissionDenied(f"{doing}: NATS at {url} refuses it: {error}", **facts)
-    return BrokerError(f"{doing}: NATS at {url} answered {error}", **facts)
+    kind = _KINDS.get(error.code, BrokerError)
+    text = f"NATS at {url} answered {error.path} with: {error}"
+    return kind(text, code=error.code, err_code=error.err_code, url=url)
 
 
 def no_jetstream(url: str) -> ConfigurationError:

@@ -1,8 +1,7 @@
 """NATS JetStream behind blocking calls: the broker of production.
 
-``NatsBroker`` is what threads see. ``_Live`` is what one process has open: it lives on the bridge's loop
-thread and owns the connection, the dispatches on their way and the running pulls. A forked child
-gets its own.
+``Live`` is what one process has open: it lives on the bridge's loop thread and owns the connection, the
+dispatches on their way and the running pulls. A forked child gets its own. Threads see ``NatsBroker``.
 """
 
 from __future__ import annotations
@@ -10,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -25,18 +22,13 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from eventdriven_sync.broker import (
-    BrokerStatus,
-    ConsumerSpec,
-    ConsumerState,
-    Incoming,
-    Outgoing,
-    StreamSpec,
-    StreamState,
-)
-from eventdriven_sync.brokers import jetstream
-from eventdriven_sync.brokers.bridge import Bridge, Link, join
+from eventdriven_sync.broker import ConsumerSpec, StreamSpec
+from eventdriven_sync.brokers import administration, jetstream
+from eventdriven_sync.brokers.administration import Conversation
+from eventdriven_sync.brokers.blocking import BlockingBroker
+from eventdriven_sync.brokers.bridge import Bridge, Link
 from eventdriven_sync.brokers.dispatching import Dispatcher
+from eventdriven_sync.brokers.jetstream import ApiError
 from eventdriven_sync.brokers.pulling import Pull
 from eventdriven_sync.errors import (
     BrokerPermissionDenied,
@@ -50,17 +42,13 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_WAIT = 2
 _REQUEST_WAIT = 2.0
-_TICK = 0.1
-_RETRY_PAUSE = 0.1
+_TICK = _RETRY_PAUSE = 0.1
 _SAY_AGAIN = 30.0
-_SHOWN_INFO = (
-    *("version", "server_name", "cluster", "domain", "jetstream"),
-    *("max_payload", "auth_required", "tls_required"),
-)
+_SERVERS_MOST = 30
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
+_SHOWN = "version server_name cluster domain jetstream max_payload auth_required tls_required".split()
 
 T = TypeVar("T")
-Body = Mapping[str, object]
-Operation = Callable[[], Coroutine[Any, Any, T]]
 
 
 class _Client(Client):
@@ -77,6 +65,10 @@ class _Client(Client):
     def info(self) -> dict[str, Any]:
         return dict(self._server_info)
 
+    async def listen(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """Subscribe without nats-py's limits, which drop messages: windows and credit bound what comes."""
+        return await self.subscribe(subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
+
     async def discard(self) -> None:
         """Drop the socket first: a peer that does not read would keep ``close`` waiting."""
         writer = getattr(self._transport, "_io_writer", None)
@@ -87,7 +79,7 @@ class _Client(Client):
         except Exception as error:
             logger.debug("closing a lost connection: %r", error, extra={"action": "nats_discarded"})
 
-    # An exception in these three ends nats-py's reader without a word, and the message comes again.
+    # An exception in the next two ends nats-py's reader without a word, and the message comes again.
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
@@ -115,18 +107,20 @@ class _Client(Client):
         return super()._connect_command()
 
 
-class _Live:
+class Live:
     """What one process has open. Loop thread only, except where threads are named."""
 
-    def __init__(self, url: str, shown: str, name: str) -> None:
-        self.bridge: Bridge
+    def __init__(self, url: str, *, shown: str, name: str, connect_limit: float) -> None:
+        self.bridge: Bridge | None = None
+        self.ended = False
         self.last_error = ""
         self.server: dict[str, object] = {}
-        self.declared: dict[str, ConsumerSpec] = {}
+        self.pulls: dict[Pull, Subscription | None] = {}
         self.link: Link[_Client] = Link(
             self._connect, on_up=self._up, on_down=self._down, on_error=self._failed
         )
-        self._url, self._shown, self._name = url, shown, name
+        self._servers = [part.strip() for part in url.split(",")]
+        self._shown, self._name, self._connect_limit = shown, name, connect_limit
         self._inbox = f"_INBOX.{uuid.uuid4().hex}"
         self.dispatcher = Dispatcher(
             inbox=f"{self._inbox}.a.",
@@ -134,30 +128,28 @@ class _Live:
             ensure=lambda stream: self.spawn(self._ensure_for_dispatch(stream)),
             trouble=self.trouble,
         )
-        self.pulls: dict[Pull, Subscription | None] = {}
+        self._declared: dict[tuple[str, str], ConsumerSpec] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._begun = False
         self._refusal: EventDrivenError | None = None
         self._denials: dict[str, asyncio.Future[None]] = {}
         self._said: dict[str, float] = {}
 
     def begin(self) -> None:
-        """Connect, once."""
-        if not self._begun:
-            self._begun = True
+        """Connect; only the first call counts."""
+        if not self._tasks and not self.ended:
             self.spawn(self.link.run())
             self.spawn(self._tick())
 
     def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Run something beside everything else; its failure is logged."""
+        """Run something beside everything else; how it fails goes to ``trouble``."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._task_ended)
 
-    def _ended(self, task: asyncio.Task[object]) -> None:
+    def _task_ended(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.trouble(f"a background task failed: {error!r}")
+            self.trouble(str(error) if isinstance(error, EventDrivenError) else repr(error))
 
     def trouble(self, text: str) -> None:
         """Remember what went wrong, and log it, each kind twice a minute at most."""
@@ -173,31 +165,30 @@ class _Live:
     # --- the connection
 
     async def _connect(self) -> _Client:
-        parts = [urlsplit(part.strip()) for part in self._url.split(",")]
+        parts = [urlsplit(server) for server in self._servers]
         user, password = next(((p.username, p.password) for p in parts if p.username), (None, None))
         client = _Client()
         client.secure_only = any(part.scheme == "tls" for part in parts)
         try:
             await asyncio.wait_for(
                 client.connect(
-                    servers=[part.geturl() for part in parts],
-                    name=self._name or None,
-                    allow_reconnect=False,
-                    connect_timeout=_CONNECT_WAIT,
-                    # Once each, and then Link decides when to try again.
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    ping_interval=5,
-                    max_outstanding_pings=2,
-                    error_cb=self._on_error,
-                    closed_cb=_on_closed,
-                    disconnected_cb=_on_closed,
-                    skip_subject_validation=True,
+                    servers=self._servers,
+                    name=self._name,
+                    # Given here too, because servers that were discovered have no user in their URL.
                     user=unquote(user) if user and password else None,
                     password=unquote(password) if password else None,
                     token=unquote(user) if user and not password else None,
+                    # Once each, and then Link decides when to try again.
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    connect_timeout=_CONNECT_WAIT,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    error_cb=self._on_error,
+                    skip_subject_validation=True,
                 ),
-                timeout=_CONNECT_WAIT * (len(parts) + 1),
+                timeout=self._connect_limit,
             )
         except BaseException:
             await client.discard()
@@ -205,14 +196,15 @@ class _Live:
         return client
 
     async def _up(self, client: _Client) -> None:
-        await client.subscribe(
-            f"{self._inbox}.a.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        await client.listen(f"{self._inbox}.a.*", self._on_answer)
         info = client.info
-        self.server = {key: info[key] for key in _SHOWN_INFO if key in info}
+        self.server = {key: info[key] for key in _SHOWN if key in info}
         self._refusal = None
+        if not client.secure_only:
+            found = {f"nats://{server.netloc}" for server in client.discovered_servers}
+            self._servers = [*self._servers, *found.difference(self._servers)][:_SERVERS_MOST]
         logger.info("connected to NATS at %s", self._shown, extra={"action": "nats_connected"})
-        # The link accepts messages once this coroutine is over.
+        # The link takes messages once this coroutine is over.
         asyncio.get_running_loop().call_soon(self.dispatcher.opened, client.max_payload)
 
     def _down(self) -> None:
@@ -220,30 +212,33 @@ class _Live:
         for pull in self.pulls:
             self.pulls[pull] = None
             pull.lost()
-        self.trouble(self.last_error or "connection lost")
+        if not self.ended:
+            logger.warning("connection to NATS at %s lost", self._shown, extra={"action": "nats_lost"})
 
     def _failed(self, error: BaseException) -> None:
-        text = f"{error}" or repr(error)
+        text = f"{type(error).__name__}: {error}"
+        refused = isinstance(error, nats.errors.AuthorizationError) or "authorization" in text.lower()
         self._refusal = None
-        if "authorization" in text.lower() or isinstance(error, nats.errors.AuthorizationError):
+        if refused:
             self._refusal = BrokerPermissionDenied(
                 f"NATS at {self._shown} refuses the credentials: check user, password or token in the URL",
                 url=self._shown,
             )
             self._refusal.__cause__ = error
-        self.trouble(text)
+        if not isinstance(error, nats.errors.NoServersError):  # the reasons were told to _on_error
+            self.trouble(text)
 
     async def _on_error(self, error: Exception) -> None:
-        """nats-py's error callback: must never raise."""
-        text = str(error)
-        denied = re.search(r'permissions violation for (publish|subscription) to "([^"]*)"', text, re.I)
+        """nats-py's error callback; it must never raise."""
+        text = str(error) or repr(error)
+        denied = _DENIED.search(text)
         if denied:
             text = f"no permission: {denied[1]} to {denied[2]}"
             self.dispatcher.denied(denied[2].lower())
             waiting = self._denials.get(denied[2].lower())
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
-        self.trouble(text or repr(error))
+        self.trouble(text)
 
     async def _on_answer(self, message: Msg) -> None:
         status = message.headers.get("Status", "") if message.headers else ""
@@ -253,244 +248,130 @@ class _Live:
         while True:
             await asyncio.sleep(_TICK)
             try:
-                self._tick_once()
+                self.dispatcher.tick()
+                for pull in list(self.pulls):
+                    self._tick_pull(pull)
             except Exception:
                 logger.exception("a tick failed", extra={"action": "tick_failed"})
 
-    def _tick_once(self) -> None:
-        self.dispatcher.tick()
-        for pull in list(self.pulls):
-            pull.tick()
-            if self.link.session is None:
-                continue
-            if pull.wants_opening:
-                pull.opening = True
-                self.spawn(self._open(pull))
-            elif pull.wants_look:
-                pull.looking = True
-                self.spawn(self._look(pull))
+    def _tick_pull(self, pull: Pull) -> None:
+        pull.tick()
+        if pull.stopped and not pull.in_hand:
+            del self.pulls[pull]
+        elif self.link.session is not None and pull.wants_opening:
+            pull.opening = True
+            self.spawn(self._open(pull))
+        elif self.link.session is not None and pull.wants_look:
+            pull.looking = True
+            self.spawn(self._look(pull))
 
     # --- requests
 
-    async def attempt(self, operation: Operation[T]) -> T:
-        """Try until it works; whoever calls sets the deadline."""
-        while True:
+    async def attempt(self, begin: Callable[[], Conversation[T]]) -> T:
+        """Have a conversation with JetStream, again until it works; whoever calls sets the deadline."""
+        while not self.ended:
             if self.link.session is not None:
                 try:
-                    return await operation()
+                    return await self._converse(begin())
                 except (nats.errors.Error, BrokerUnavailable) as error:
                     self.trouble(str(error))
             elif self._refusal is not None:
                 raise self._refusal
             await asyncio.sleep(_RETRY_PAUSE)
+        raise Closed("the connection to NATS was closed; build a new bus")
 
-    async def request(self, path: str, body: Body | None = None) -> dict[str, Any]:
-        """One request to the JetStream API.
+    async def _converse(self, conversation: Conversation[T]) -> T:
+        try:
+            question = next(conversation)
+            while True:
+                try:
+                    answer = await self._request(*question)
+                except ApiError as error:
+                    question = conversation.throw(error)
+                else:
+                    question = conversation.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        except ApiError as error:
+            raise jetstream.translate(error, self._shown) from error
 
-        Raises:
-            ApiError: it answered with an error.
-            BrokerPermissionDenied, BrokerUnavailable, ConfigurationError: it did not answer.
-        """
+    async def _request(self, path: str, body: object) -> dict[str, Any]:
         subject = f"$JS.API.{path}"
         client = self.link.session
-        if client is None or not jetstream.is_subject(subject):
+        if not jetstream.is_subject(subject):
+            raise ConfigurationError(f"{path!r} contains a name that NATS does not accept", field="name")
+        if client is None:
             raise BrokerUnavailable(f"NATS at {self._shown} is not connected", url=self._shown)
-        payload = json.dumps(body).encode() if body is not None else b""
+        payload = b"" if body is None else json.dumps(body).encode()
         try:
             answer: dict[str, Any] = json.loads((await self._ask(client, subject, payload)).data)
         except nats.errors.NoRespondersError as error:
-            if self.server.get("jetstream"):
-                raise BrokerUnavailable(
-                    f"JetStream at {self._shown} is not ready", url=self._shown
-                ) from error
-            raise jetstream.no_jetstream(self._shown) from error
+            if not self.server.get("jetstream"):
+                raise jetstream.no_jetstream(self._shown) from error
+            raise BrokerUnavailable(f"JetStream at {self._shown} is not ready", url=self._shown) from error
         if "error" in answer:
-            raise jetstream.ApiError(answer["error"])
+            raise ApiError(path, answer["error"])
         return answer
 
     async def _ask(self, client: _Client, subject: str, payload: bytes) -> Msg:
         """The server reports a missing permission beside the request, which would only time out."""
         denial = self._denials.setdefault(subject.lower(), asyncio.get_running_loop().create_future())
-        asking: asyncio.Future[Any] = asyncio.ensure_future(
+        asking: asyncio.Future[Msg] = asyncio.ensure_future(
             client.request(subject, payload, timeout=_REQUEST_WAIT)
         )
         try:
-            await asyncio.wait({asking, denial}, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                raise BrokerPermissionDenied(
-                    f"NATS at {self._shown} does not allow this user to publish to {subject}: grant it",
-                    url=self._shown,
-                    subject=subject,
-                )
-            message: Msg = asking.result()
-            return message
+            await asyncio.wait([asking, denial], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+            if asking.done():
+                return asking.result()
+            raise BrokerPermissionDenied(
+                f"NATS at {self._shown} does not allow this user to publish to {subject}: grant it",
+                url=self._shown,
+                subject=subject,
+            )
         finally:
             asking.cancel()
             self._denials.pop(subject.lower(), None)
 
-    # --- streams and consumers
+    # --- streams, consumers, pulls
 
     async def declare(self, consumers: Sequence[ConsumerSpec]) -> None:
         """Create what is missing, verify the rest, and remember it."""
         for spec in consumers:
-            await self.ensure_consumer(spec)
-            self.declared[spec.name] = spec
+            await self.attempt(partial(administration.ensure_consumer, spec))
+            self._declared[spec.stream.name, spec.name] = spec
 
-    async def ensure_stream(self, spec: StreamSpec) -> dict[str, Any]:
-        """The stream's INFO, after creating it if it is missing.
-
-        Raises:
-            StreamConflict, UnsafeStream: it exists otherwise than we want it.
-        """
-        try:
-            info = await self.request(f"STREAM.INFO.{spec.name}")
-        except jetstream.ApiError as error:
-            if error.err_code != jetstream.STREAM_NOT_FOUND:
-                raise self._translate(error, f"reading stream {spec.name}") from error
-            info = await self._create_stream(spec)
-        jetstream.check_stream(spec, info["config"])
-        return info
-
-    async def _create_stream(self, spec: StreamSpec) -> dict[str, Any]:
-        try:
-            info = await self.request(f"STREAM.CREATE.{spec.name}", jetstream.stream_config(spec))
-        except jetstream.ApiError as error:
-            if error.err_code == jetstream.STREAM_NAME_IN_USE:
-                return await self.request(f"STREAM.INFO.{spec.name}")
-            raise self._translate(error, f"creating stream {spec.name}") from error
-        logger.info("stream %s created", spec.name, extra={"action": "stream_created"})
-        return info
-
-    async def ensure_consumer(self, spec: ConsumerSpec) -> dict[str, Any]:
-        """The consumer's INFO, after creating it and its stream if they are missing.
-
-        Raises:
-            StreamConflict, UnsafeStream, ConsumerConflict: something exists otherwise than we want it.
-        """
-        # First the consumer: what it delivered meanwhile is then never ahead of what the stream has.
-        info = await self.consumer_info(spec.stream.name, spec.name)
-        stream = await self.ensure_stream(spec.stream)
-        if info is not None and jetstream.is_ahead(info, stream):
-            self.trouble(f"consumer {spec.name} is ahead of its stream, which lost messages; created anew")
-            await self.request(f"CONSUMER.DELETE.{spec.stream.name}.{spec.name}")
-            info = None
-        if info is None:
-            info = await self._create_consumer(spec)
-        jetstream.check_consumer(spec, info["config"])
-        return info
-
-    async def _create_consumer(self, spec: ConsumerSpec) -> dict[str, Any]:
-        stream = spec.stream.name
-        body = {"stream_name": stream, "config": jetstream.consumer_config(spec), "action": "create"}
-        try:
-            info = await self.request(f"CONSUMER.CREATE.{stream}.{spec.name}", body)
-        except jetstream.ApiError as error:
-            found = await self.consumer_info(stream, spec.name)
-            if error.err_code in jetstream.CONSUMER_IN_USE and found is not None:
-                return found
-            raise self._translate(error, f"creating consumer {spec.name}") from error
-        logger.info("consumer %s created", spec.name, extra={"action": "consumer_created"})
-        return info
-
-    async def consumer_info(self, stream: str, name: str) -> dict[str, Any] | None:
-        """The consumer's INFO, or None if it or its stream does not exist."""
-        try:
-            return await self.request(f"CONSUMER.INFO.{stream}.{name}")
-        except jetstream.ApiError as error:
-            if error.err_code in (jetstream.CONSUMER_NOT_FOUND, jetstream.STREAM_NOT_FOUND):
-                return None
-            raise self._translate(error, f"reading consumer {name}") from error
-
-    async def consumer_state(self, stream: str, name: str) -> ConsumerState | None:
-        """See ``Broker.consumer_state``."""
-        info = await self.consumer_info(stream, name)
-        return None if info is None else await self._state(info)
-
-    async def _state(self, info: Mapping[str, Any]) -> ConsumerState:
-        oldest = await self._oldest(info) if jetstream.has_backlog(info) else None
-        return jetstream.consumer_state(info, oldest)
-
-    async def _oldest(self, info: Mapping[str, Any]) -> datetime | None:
-        """When the first message after the acknowledged ones was stored: none that can come is older."""
-        config = info["config"]
-        subjects = config.get("filter_subjects") or [config.get("filter_subject") or ">"]
-        first = info.get("ack_floor", {}).get("stream_seq", 0) + 1
-        times = []
-        for subject in subjects:
-            try:
-                answer = await self.request(
-                    f"STREAM.MSG.GET.{info['stream_name']}", {"seq": first, "next_by_subj": subject}
-                )
-            except jetstream.ApiError as error:
-                if error.err_code != jetstream.NO_MESSAGE:
-                    raise self._translate(error, f"reading stream {info['stream_name']}") from error
-            else:
-                times.append(jetstream.parse_time(answer["message"]["time"]))
-        return min(times, default=None)
-
-    async def streams(self, prefix: str) -> list[StreamState]:
-        """See ``Broker.streams``."""
-        found = []
-        for stream in await self._pages("STREAM.LIST", "streams"):
-            name = stream["config"]["name"]
-            if name.startswith(prefix):
-                consumers = await self._pages(f"CONSUMER.LIST.{name}", "consumers")
-                states = [await self._state(consumer) for consumer in consumers]
-                found.append(jetstream.stream_state(stream, tuple(states)))
-        return found
-
-    async def _pages(self, path: str, field: str) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = []
-        while True:
-            answer = await self.request(path, {"offset": len(items)})
-            page = answer.get(field) or []
-            items += page
-            if not page or len(items) >= answer.get("total", 0):
-                return items
-
-    async def delete_consumer(self, stream: str, name: str) -> bool:
-        """See ``Broker.delete_consumer``."""
-        self.declared.pop(name, None)
-        if await self.consumer_info(stream, name) is None:
-            return False
-        await self.request(f"CONSUMER.DELETE.{stream}.{name}")
-        return True
-
-    def _translate(self, error: jetstream.ApiError, doing: str) -> EventDrivenError:
-        return jetstream.translate(error, doing=doing, url=self._shown)
-
-    # --- dispatching and pulling
+    def declare_later(self, consumers: Sequence[ConsumerSpec]) -> None:
+        """Each by itself, so that one that is refused does not stop the others."""
+        for spec in consumers:
+            self.spawn(self.declare([spec]))
 
     async def _ensure_for_dispatch(self, stream: StreamSpec) -> None:
-        """A wiped server loses its consumers too: those we declared come back before the first message."""
+        """A wiped server lost its consumers too: those we declared come back before the first message."""
+        lost = [spec for spec in self._declared.values() if spec.stream.name == stream.name]
         try:
-            await self.ensure_stream(stream)
-            for spec in list(self.declared.values()):
-                if spec.stream.name == stream.name:
-                    await self.ensure_consumer(spec)
-        except ConfigurationError as error:
+            await self._converse(administration.ensure_stream(stream))
+            for spec in lost:
+                await self._converse(administration.ensure_consumer(spec))
+        except (nats.errors.Error, EventDrivenError) as error:
+            for_good = isinstance(error, ConfigurationError)
             self.trouble(str(error))
-            self.dispatcher.stream_failed(stream.name, str(error), for_good=True)
-        except (nats.errors.Error, EventDrivenError, jetstream.ApiError) as error:
-            self.trouble(f"stream {stream.name}: {error}")
-            self.dispatcher.stream_failed(stream.name, str(error), for_good=False)
+            self.dispatcher.stream_failed(stream.name, str(error), for_good=for_good)
         else:
             self.dispatcher.stream_ready(stream.name)
 
     async def _open(self, pull: Pull) -> None:
         client = self.link.session
         try:
-            await self.ensure_consumer(pull.spec)
+            await self._converse(administration.ensure_consumer(pull.spec))
             if client is None or client is not self.link.session or pull.stopped:
                 return
             old, inbox = self.pulls[pull], f"{self._inbox}.p.{uuid.uuid4().hex}"
-            self.pulls[pull] = await client.subscribe(
-                inbox, cb=partial(_hand_to, pull), pending_msgs_limit=0, pending_bytes_limit=0
-            )
+            self.pulls[pull] = await client.listen(inbox, partial(_hand_to, pull))
             pull.opened(inbox)
             if old is not None:
                 await _unsubscribe(old)
-        except (nats.errors.Error, EventDrivenError, jetstream.ApiError) as error:
+        except (nats.errors.Error, EventDrivenError) as error:
             self.trouble(f"consumer {pull.spec.name}: {error}")
             pull.failed()
         finally:
@@ -498,19 +379,22 @@ class _Live:
 
     async def _look(self, pull: Pull) -> None:
         try:
-            info = await self.consumer_info(pull.spec.stream.name, pull.spec.name)
+            info = await self._converse(administration.consumer_info(pull.spec.stream.name, pull.spec.name))
             pull.looked_at(stalled=info is None or jetstream.is_stalled(info))
-        except (nats.errors.Error, EventDrivenError) as error:
-            self.trouble(f"consumer {pull.spec.name}: {error}")
         finally:
             pull.looking = False
 
     def retire(self, pull: Pull) -> None:
-        """Unsubscribe a stopped pull; what is still in hand can be finished."""
+        """Unsubscribe a stopped pull; what is in hand can still be finished."""
         subscription = self.pulls.get(pull)
         if subscription is not None:
             self.pulls[pull] = None
             self.spawn(_unsubscribe(subscription))
+
+    async def delete_consumer(self, stream: str, name: str) -> bool:
+        """See ``Broker.delete_consumer``; it is not created again."""
+        self._declared.pop((stream, name), None)
+        return await self.attempt(partial(administration.delete_consumer, stream, name))
 
     # --- the end
 
@@ -522,15 +406,18 @@ class _Live:
 
     async def end(self, patience: float) -> None:
         """Send what is dispatched, stop pulling, disconnect; waits ``patience`` seconds for the server."""
-        for pull in list(self.pulls):
-            pull._stop()
+        self.ended = True
+        subscriptions = [subscription for subscription in self.pulls.values() if subscription]
+        for pull in self.pulls:
+            self.pulls[pull] = None
+            pull.stop_now()
         try:
             async with asyncio.timeout(patience):
-                await self.flush()
+                await asyncio.gather(self.flush(), *map(_unsubscribe, subscriptions))
                 await self.link.drain()
         except (TimeoutError, nats.errors.Error) as error:
             self.trouble(f"closed before everything was confirmed: {error!r}")
-        for task in self._tasks - {asyncio.current_task()}:
+        for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.5)
@@ -548,147 +435,19 @@ async def _unsubscribe(subscription: Subscription) -> None:
         logger.debug("unsubscribing: %r", error, extra={"action": "unsubscribe_failed"})
 
 
-async def _on_closed() -> None:
-    """``Link`` watches the connection; nats-py reports to the log unless it has callbacks."""
-
-
-class NatsBroker:
+class NatsBroker(BlockingBroker):
     """The ``Broker`` on a NATS server with JetStream. Thread-safe, fork-safe; opens nothing until used.
 
     Args:
         url: ``nats://`` or ``tls://``, with user and password or token; several separated by commas.
-        namespace: of the bus, for the connection's name.
-        timeout: of background work and of ``close`` at exit, seconds.
+        namespace: of the bus; the connection's name unless ``name`` is given.
+        timeout: until one attempt to connect is given up, seconds.
         name: of this process, shown by the server.
     """
 
     def __init__(self, url: str, *, namespace: str, timeout: float = 5.0, name: str = "") -> None:
-        self._url = url
-        self._shown = re.sub(r"//[^/@]*@", "//", url)
-        self._name = name or namespace
-        self._timeout = timeout
-        self._closed = False
-        # By process id: what a child inherits stays untouched under its parent's id.
-        self._lives: dict[int, _Live] = {}
-
-    def declare(self, consumers: Sequence[ConsumerSpec], *, timeout: float) -> None:
-        """Create what is missing of these consumers and their streams, verify the rest."""
-        live = self._live()
-        self._call(live, partial(live.declare, consumers), timeout)
-
-    def declare_later(self, consumers: Sequence[ConsumerSpec]) -> None:
-        """The same without waiting; failures go to ``status()``."""
-        live = self._live()
-        live.bridge.post(lambda: live.spawn(live.attempt(partial(live.declare, consumers))))
-
-    def dispatch(self, messages: Sequence[Outgoing]) -> int:
-        """Send without waiting; return how many were taken."""
-        try:
-            live = self._live()
-        except (Closed, RuntimeError) as error:  # RuntimeError: no new thread while the interpreter ends
-            logger.debug("dispatch refused: %r", error, extra={"action": "dispatch_refused"})
-            return 0
-        taken = live.dispatcher.take(messages, down_for=live.link.down_for)
-        if taken:
-            live.bridge.post(live.dispatcher.pump)
-        return taken
-
-    def flush(self, *, timeout: float) -> bool:
-        """Wait until everything dispatched is confirmed or given up; False on timeout."""
-        live = self._lives.get(os.getpid())
-        if live is None or self._closed:
-            return True
-        try:
-            live.bridge.call(live.flush(), timeout=timeout)
-        except TimeoutError:
-            return False
-        return True
-
-    def consume(
-        self, consumer: ConsumerSpec, deliver: Callable[[list[Incoming]], None], *, window: int
-    ) -> Pull:
-        """Pull continuously; ``deliver`` is called on the loop thread and must not block."""
-        live = self._live()
-        pull = Pull(
-            consumer,
-            deliver,
-            window=window,
-            post=live.bridge.post,
-            soon=lambda action: asyncio.get_running_loop().call_soon(action),
-            send=live.link.send,
-            retire=live.retire,
-            trouble=live.trouble,
+        shown = re.sub(r"//[^/@]*@", "//", url)  # a token has no colon that would tell it apart
+        build = partial(
+            Live, url, shown=shown, name=name or namespace, connect_limit=max(timeout, _CONNECT_WAIT)
         )
-        live.bridge.post(lambda: live.pulls.setdefault(pull))
-        return pull
-
-    def consumer_state(self, stream: str, name: str, *, timeout: float) -> ConsumerState | None:
-        """The consumer's backlog, or None if it does not exist."""
-        live = self._live()
-        return self._call(live, partial(live.consumer_state, stream, name), timeout)
-
-    def streams(self, prefix: str, *, timeout: float) -> list[StreamState]:
-        """Streams whose name begins with ``prefix``, with their consumers."""
-        live = self._live()
-        return self._call(live, partial(live.streams, prefix), timeout)
-
-    def delete_consumer(self, stream: str, name: str, *, timeout: float) -> bool:
-        """Delete a consumer; False if there was none."""
-        live = self._live()
-        return self._call(live, partial(live.delete_consumer, stream, name), timeout)
-
-    def status(self) -> BrokerStatus:
-        """What is known right now; never blocks and opens nothing."""
-        live = self._lives.get(os.getpid())
-        if live is None:
-            return BrokerStatus(
-                connected=False, last_error="", dispatched=0, dropped=0, in_flight=0, rebuilt=0, server={}
-            )
-        dispatched, dropped, in_flight = live.dispatcher.counts()
-        return BrokerStatus(
-            connected=live.link.session is not None,
-            last_error=live.last_error,
-            dispatched=dispatched,
-            dropped=dropped,
-            in_flight=in_flight,
-            rebuilt=live.link.rebuilt,
-            server=dict(live.server),
-        )
-
-    def close(self, *, timeout: float) -> None:
-        """Send what is dispatched, stop pulling, disconnect; done within ``timeout``."""
-        self._closed = True
-        live = self._lives.get(os.getpid())
-        if live is None:
-            return
-        deadline = time.monotonic() + timeout
-        try:
-            live.bridge.call(live.end(timeout * 0.7), timeout=timeout)
-        except (TimeoutError, Closed) as error:
-            logger.warning("NATS was not closed in time: %r", error, extra={"action": "nats_close_late"})
-        live.bridge.leave(self, timeout=max(0.0, deadline - time.monotonic()))
-
-    def _live(self) -> _Live:
-        """What this process has open; opens it on first use."""
-        if self._closed:
-            raise Closed("this bus was closed; build a new one")
-        pid = os.getpid()
-        live = self._lives.get(pid) or self._lives.setdefault(pid, _Live(self._url, self._shown, self._name))
-        if not hasattr(live, "bridge"):
-            live.bridge = join(self)
-            live.bridge.post(live.begin)
-        return live
-
-    def _call(self, live: _Live, operation: Operation[T], timeout: float) -> T:
-        try:
-            return live.bridge.call(live.attempt(operation), timeout=timeout)
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                f"NATS at {self._shown} did not answer within {timeout:g} s"
-                + (f" ({live.last_error})" if live.last_error else "")
-                + ": check that it runs and that the URL is right",
-                url=self._shown,
-                timeout=timeout,
-            ) from error
-        except jetstream.ApiError as error:
-            raise jetstream.translate(error, doing="asking JetStream", url=self._shown) from error
+        super().__init__(shown, build)

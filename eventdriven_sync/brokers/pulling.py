@@ -69,7 +69,7 @@ class Pull:
         post: runs an action on the loop thread.
         soon: runs an action on the loop thread after what is being read now.
         send: hands a message to the connection, False if there is none.
-        close_inbox: lets the broker unsubscribe and forget this pull.
+        retire: lets the broker unsubscribe the inbox of this pull.
         trouble: hears what went wrong.
     """
 
@@ -124,7 +124,7 @@ class Pull:
 
     def stop(self) -> None:
         """Pull no more. What is in hand stays in hand."""
-        self._post(self._stop)
+        self._post(self.stop_now)
 
     @property
     def in_hand(self) -> int:
@@ -292,7 +292,8 @@ class Pull:
             self.lost()  # the only way to take requests back is another inbox
         self._pull()
 
-    def _stop(self) -> None:
+    def stop_now(self) -> None:
+        """Pull no more."""
         if not self.stopped:
             self.stopped = True
             self.lost()
