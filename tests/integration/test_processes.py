@@ -26,7 +26,8 @@ for change in sys.argv[2].split():
     assert hasattr(processes, name)
     setattr(processes, name, float(value))
 child = (sys.executable, "-c", sys.argv[5])
-sys.exit(processes.run_processes([sys.argv[1]], processes=int(sys.argv[3]), grace=float(sys.argv[4]), command=child))
+count, grace = int(sys.argv[3]), float(sys.argv[4])
+sys.exit(processes.run_processes([sys.argv[1]], processes=count, grace=grace, command=child))
 """
 
 # Every child leaves <pid> when it is ready, and <pid>.<signal> when it got a signal.
@@ -248,7 +249,7 @@ def test_sighup_replaces_one_process_after_the_other(supervise: Supervise) -> No
 def test_a_rolling_restart_stops_at_a_process_that_does_not_stay(supervise: Supervise) -> None:
     fails_later = "len([p for p in directory.iterdir() if p.name.isdigit()]) > 2 and sys.exit(1)"
     supervisor = supervise(CHILD % ("sys.exit(0)", fails_later))
-    _, second = supervisor.wait_for(2)
+    supervisor.wait_for(2)
     supervisor.process.send_signal(signal.SIGHUP)
     eventually(lambda: "rolling restart stops" in supervisor.log)
     assert len(supervisor.living()) == 1
@@ -285,7 +286,7 @@ def test_a_command_that_cannot_be_executed_is_tried_again(supervise: Supervise, 
 
 
 def test_the_default_command_is_this_library() -> None:
-    assert COMMAND == (sys.executable, "-m", "eventdriven_sync")
+    assert list(COMMAND) == [sys.executable, "-m", "eventdriven_sync"]
 
 
 @pytest.mark.parametrize(
@@ -293,5 +294,5 @@ def test_the_default_command_is_this_library() -> None:
     [(0, 25), (257, 25), (1.5, 25), ("2", 25), (True, 25), (2, -1), (2, "25"), (2, 4000)],
 )
 def test_wrong_options_are_refused(processes: int, grace: float) -> None:
-    with pytest.raises(ConfigurationError, match="processes|grace"):
+    with pytest.raises(ConfigurationError, match=r"processes|grace"):
         run_processes(["worker"], processes=processes, grace=grace)
