@@ -73,6 +73,21 @@ class MongoDeliveries(MongoLanes):
 
         return connection.call(action, write)
 
+    def next_due(self, handlers: Sequence[str]) -> float | None:
+        """Seconds until the next delivery is due (negative: overdue), None if there is none."""
+        stages: list[Document] = [
+            {"$match": {"handler": {"$in": list(handlers)}, "due_at": {"$exists": True}}},
+            {"$sort": {"due_at": 1}},
+            {"$limit": 1},
+            {"$project": {"wait": {"$subtract": ["$due_at", "$$NOW"]}}},
+        ]
+        connection = self._link.now
+        target = connection.collections[DELIVERIES]
+        found = connection.call(
+            "while looking for what is due", lambda: list(target.aggregate(stages)) if handlers else []
+        )
+        return found[0]["wait"] / 1000 if found else None
+
     def get(self, delivery_id: str) -> Delivery | None:
         """The delivery, or None."""
         connection = self._link.now
@@ -85,6 +100,8 @@ class MongoDeliveries(MongoLanes):
         return self._link.now.call("while looking for deliveries", lambda: self._find(query))
 
     def _find(self, query: DeliveryQuery) -> list[Delivery]:
+        if query.limit <= 0:
+            return []
         target = self._link.now.collections[DELIVERIES]
         where = self._filter(query)
         if query.after is not None:

@@ -155,6 +155,8 @@ class MongoEvents:
         return self._link.now.call("while looking for events", lambda: self._find(query))
 
     def _find(self, query: EventQuery) -> list[Envelope]:
+        if query.limit <= 0:
+            return []
         target = self._link.now.collections[EVENTS]
         where = event_filter(query)
         if "name" not in where and "operation_id" not in where:
@@ -220,6 +222,8 @@ class MongoEvents:
         return self._link.now.call("while looking for operations", lambda: self._find_operations(query))
 
     def _find_operations(self, query: OperationQuery) -> list[Operation]:
+        if query.limit <= 0:
+            return []
         target = self._link.now.collections[OPERATIONS]
         fields = {"kind": query.kind, "name": query.name, "user": query.user, "status": query.status}
         where: Document = {name: value for name, value in fields.items() if value is not None}

@@ -182,45 +182,43 @@ class MongoLanes:
         result = connection.call(action, lambda: target.update_many(where, [{"$set": fields}]))
         return len(set(ids)) - result.matched_count
 
-    def next_due(self, handlers: Sequence[str]) -> float | None:
-        """Seconds until the next delivery is due (negative: overdue), None if there is none."""
-        stages: Pipeline = [
-            {"$match": {"handler": {"$in": list(handlers)}, "due_at": {"$exists": True}}},
-            {"$sort": {"due_at": 1}},
-            {"$limit": 1},
-            {"$project": {"wait": {"$subtract": ["$due_at", "$$NOW"]}}},
-        ]
-        connection = self._link.now
-        target = connection.collections[DELIVERIES]
-        found = connection.call(
-            "while looking for what is due", lambda: list(target.aggregate(stages)) if handlers else []
-        )
-        return found[0]["wait"] / 1000 if found else None
-
 
 def write_records(connection: Connection, records: Sequence[Record]) -> list[bool | BaseException]:
     """Write emitted events, then outcomes; for each whether it is recorded, or what went wrong."""
-    emitted = [event for record in records for event in record.emitted]
-    if emitted:
-        for stored in insert_events(connection, emitted):
-            if isinstance(stored, BaseException):
-                return [stored] * len(records)
+    refused = _write_emitted(connection, records)
+    ready = [record for record in records if record.id not in refused]
+    recorded = iter(_write_outcomes(connection, ready) if ready else ())
+    return [refused[record.id] if record.id in refused else next(recorded) for record in records]
+
+
+def _write_emitted(connection: Connection, records: Sequence[Record]) -> dict[str, BaseException]:
+    """Store what the handlers published; the deliveries of which something cannot be stored."""
+    emitted = [(record.id, event) for record in records for event in record.emitted]
+    if not emitted:
+        return {}
+    stored = insert_events(connection, [event for _, event in emitted])
+    return {
+        key: found
+        for (key, _), found in zip(emitted, stored, strict=True)
+        if isinstance(found, BaseException)
+    }
+
+
+def _write_outcomes(connection: Connection, records: Sequence[Record]) -> list[bool | BaseException]:
     target = connection.collections[DELIVERIES]
-    updates = sum(isinstance(record.write, UpdateOne) for record in records)
     failed: dict[int, Document] = {}
     try:
-        counts: Mapping[str, Any] = target.bulk_write(
-            [record.write for record in records], ordered=False
-        ).bulk_api_result
+        writes = [record.write for record in records]
+        counts: Mapping[str, Any] = target.bulk_write(writes, ordered=False).bulk_api_result
     except BulkWriteError as error:
         counts = error.details
         if counts.get("writeConcernErrors"):
             raise
         failed = {item["index"]: item for item in counts["writeErrors"]}
-    if not failed and counts["nMatched"] + counts["nUpserted"] == updates:
+    updates = [record.id for record in records if isinstance(record.write, UpdateOne)]
+    if not failed and counts["nMatched"] + counts["nUpserted"] == len(updates):
         return [True] * len(records)
-    unclear = [r.id for i, r in enumerate(records) if i in failed or isinstance(r.write, UpdateOne)]
-    owners = _owners(connection, unclear)
+    owners = _owners(connection, [*updates, *(records[index].id for index in failed)])
     return [_recorded(record, failed.get(i), owners) for i, record in enumerate(records)]
 
 
@@ -262,8 +260,7 @@ def _record(settlement: Settlement) -> Record:
         update = UpdateOne(where, _settling(settlement))
         return Record(key, settlement.token, update, emitted, size + _bytes_of(outcome, settlement))
     if isinstance(outcome, RetryAt):
-        first = [{"$set": literal(_first(settlement))}, *_settling(settlement)]
-        retry = UpdateOne(absent(key), first, upsert=True)
+        retry = UpdateOne(absent(key), _retrying_at_once(settlement, outcome), upsert=True)
         return Record(key, settlement.token, retry, emitted, size + _bytes_of(outcome, settlement))
     raw = encoded(_settled_at_once(settlement), what=f"outcome of {key}")
     return Record(key, settlement.token, InsertOne(raw), emitted, size + len(raw.raw))
@@ -295,20 +292,28 @@ def _first(settlement: Settlement) -> Document:
 def _settled_at_once(settlement: Settlement) -> Document:
     """The whole record of a delivery that ends with its first attempt."""
     outcome = settlement.outcome
-    document: Document = {"_id": settlement.delivery_id} | _first(settlement) | _attempted(settlement)
-    document["settled_at"] = settlement.started_at + timedelta(milliseconds=settlement.duration_ms)
-    if isinstance(outcome, Done):
-        return document | {"state": "succeeded"}
+    ended = settlement.started_at + timedelta(milliseconds=settlement.duration_ms)
+    document: Document = {"_id": settlement.delivery_id, "settled_at": ended}
+    if isinstance(outcome, Dead):
+        document |= _failed_at_once(settlement, outcome.failure)
+        return document | {"state": "dead", "reason": outcome.reason}
+    document |= _first(settlement) | _attempted(settlement)
     if isinstance(outcome, Discarded):
         return document | {"state": "discarded", "reason": clean(outcome.reason, 2000)}
-    assert isinstance(outcome, Dead)
-    failure = failure_document(outcome.failure)
-    return (
-        document
-        | _remains(settlement)
-        | {"state": "dead", "reason": outcome.reason, "failed": 1, "failures": [failure]}
-        | _shown(failure)
-    )
+    return document | {"state": "succeeded"}
+
+
+def _failed_at_once(settlement: Settlement, failure: Failure) -> Document:
+    """What a first record says of its failed attempt."""
+    document = failure_document(failure)
+    counted: Document = {"failed": 1, "failures": [document]}
+    return _first(settlement) | _attempted(settlement) | _remains(settlement) | counted | _shown(document)
+
+
+def _retrying_at_once(settlement: Settlement, outcome: RetryAt) -> Pipeline:
+    """The whole record of a delivery whose first attempt failed; a pipeline, for the server's time."""
+    fields = literal(_failed_at_once(settlement, outcome.failure))
+    return [{"$set": fields | {"state": "retrying", "due_at": later(outcome.after)}}]
 
 
 def _attempted(settlement: Settlement) -> Document:
