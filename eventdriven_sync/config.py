@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
@@ -18,15 +19,23 @@ from eventdriven_sync.errors import (
 )
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,31}")
+PREFIX = "EVENTDRIVEN_"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def check_name(value: object, *, what: str) -> str:
     """A group or handler name, or InvalidGroupName."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value) or "__" in value:
+    # Group and handler are joined by '__': a group that ends in '_' would be confused with a handler
+    # that begins with one.
+    if (
+        not isinstance(value, str)
+        or not _NAME.fullmatch(value)
+        or "__" in value
+        or (what == "group" and value.endswith("_"))
+    ):
         raise InvalidGroupName(
             f"{what} name {shorten(value)} cannot be used: 1 to 64 characters of A-Z a-z 0-9 _ -, "
-            "without '__' (it becomes part of a consumer name)",
+            "without '__', a group without '_' at its end (it becomes part of a consumer name)",
             field=what,
             value=value,
             limit=64,
@@ -35,25 +44,27 @@ def check_name(value: object, *, what: str) -> str:
 
 
 def between(
-    low: float, high: float
+    low: float, high: float, *, whole: bool = False
 ) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     """An attrs validator: a number from ``low`` to ``high``, or InvalidOption naming the range."""
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-        check_number(value, field=attribute.name, low=low, high=high)
+        check_number(value, field=attribute.name, low=low, high=high, whole=whole)
 
     return check
 
 
-def check_number(value: Any, *, field: str, low: float, high: float) -> Any:
+def check_number(value: Any, *, field: str, low: float, high: float, whole: bool = False) -> Any:
     """The number itself if it is one and in its range, else InvalidOption."""
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
+        or (whole and not isinstance(value, int))
         or not low <= value <= high
     ):
+        kind = "whole number" if whole else "number"
         raise InvalidOption(
-            f"{field} is {shorten(value)}: give a number from {low:g} to {high:g}",
+            f"{field} is {shorten(value)}: give a {kind} from {low:,.10g} to {high:,.10g}",
             field=field,
             value=value,
             limit=(low, high),
@@ -62,13 +73,24 @@ def check_number(value: Any, *, field: str, low: float, high: float) -> Any:
 
 
 def redact(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
+    """The URL or list of URLs without its passwords and tokens.
+
+    Rather too much is hidden than too little: a password need not be escaped as it should be.
+    """
+    parts = [re.sub(r"://([^:/@]*:)?.*@", _hidden, part, flags=re.DOTALL) for part in _split(url)]
+    return re.sub(r"(?i)((?:password|properties)=)[^&,]*", r"\1***", ",".join(parts))
 
 
-def _check_namespace(
-    instance: object, attribute: attrs.Attribute[str], value: object
-) -> None:
+def _hidden(userinfo: re.Match[str]) -> str:
+    """A name before a colon is shown; alone it is a token."""
+    return f"://{userinfo[1] or ''}***@"
+
+
+def _split(urls: str) -> list[str]:
+    return re.split(r",(?=\s*[a-z+]+://)", urls)
+
+
+def _check_namespace(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
         raise ConfigurationError(
             f"namespace is {shorten(value)}: 1 to 32 characters of A-Z a-z 0-9 -, starting with a letter or "
@@ -78,21 +100,56 @@ def _check_namespace(
         )
 
 
-def _check_url(
-    schemes: tuple[str, ...], example: str
-) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+def _check_url(schemes: tuple[str, ...], example: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     def check(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
-        shown = redact(value) if isinstance(value, str) else value
-        for part in str(value).split(",") if attribute.name == "nats" else [str(value)]:
-            if urlsplit(part.strip()).scheme not in schemes:
-                raise ConfigurationError(
-                    f"{attribute.name} URL is {shorten(shown)}: it must begin with "
-                    f"{' or '.join(s + '://' for s in schemes)}, for example {example}",
-                    field=attribute.name,
-                    value=shown,
-                )
+        wrong = _url_fault(value, schemes)
+        if wrong:
+            shown = redact(value) if isinstance(value, str) else value
+            raise ConfigurationError(
+                f"{attribute.name} URL is {shorten(shown)}: {wrong}, for example {example}",
+                field=attribute.name,
+                value=shown,
+            )
 
     return check
+
+
+def _url_fault(value: object, schemes: tuple[str, ...]) -> str:
+    """What is wrong with a URL or a list of them, or nothing."""
+    if not isinstance(value, str) or not value:
+        return "give text"
+    for part in _split(value) if "nats" in schemes else [value]:
+        url = urlsplit(part.strip())
+        if url.scheme not in schemes or "://" not in part:
+            return f"it must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}"
+        if re.search(r"[\s\0-\x1f]", part.strip()):
+            return "it contains white space"
+        if url.scheme in ("nats", "tls") and not _has_host(url):
+            return "its host or port cannot be used, ports are 1 to 65535"
+    return ""
+
+
+def _has_host(url: SplitResult) -> bool:
+    try:
+        return bool(url.hostname) and url.port != 0 and "," not in url.netloc
+    except ValueError:
+        return False
+
+
+def _check_replicas(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
+    if type(value) is not int or value not in (1, 3):
+        raise InvalidOption(
+            f"stream_replicas is {shorten(value)}: give 1 or 3", field="stream_replicas", value=value
+        )
+
+
+def _trimmed(value: Any) -> Any:
+    """Files and shells like to leave a line end behind a URL."""
+    return value.strip() if isinstance(value, str) else value
+
+
+def _shown(url: Any) -> str:
+    return repr(redact(url) if isinstance(url, str) else url)
 
 
 @attrs.frozen(kw_only=True)
@@ -123,56 +180,65 @@ class Settings:
 
     nats: str = attrs.field(
         default="nats://127.0.0.1:4222",
+        converter=_trimmed,
+        repr=_shown,
         validator=_check_url(("nats", "tls", "memory"), "nats://localhost:4222"),
     )
     mongo: str = attrs.field(
         default="mongodb://127.0.0.1:27017/eventdriven",
-        validator=_check_url(
-            ("mongodb", "mongodb+srv", "memory"), "mongodb://localhost:27017/blog"
-        ),
+        converter=_trimmed,
+        repr=_shown,
+        validator=_check_url(("mongodb", "mongodb+srv", "memory"), "mongodb://localhost:27017/blog"),
     )
     namespace: str = attrs.field(default="eventdriven", validator=_check_namespace)
     publish_timeout: float = attrs.field(default=15.0, validator=between(0.05, 300))
     broker_timeout: float = attrs.field(default=5.0, validator=between(0.05, 300))
     max_payload_bytes: int = attrs.field(
-        default=256 * 1024, validator=between(1024, 8 * 1024 * 1024)
+        default=256 * 1024, validator=between(2048, 8 * 1024 * 1024, whole=True)
     )
-    max_chain_depth: int = attrs.field(default=100, validator=between(1, 100_000))
+    max_chain_depth: int = attrs.field(default=100, validator=between(1, 100_000, whole=True))
     ack_wait: float = attrs.field(default=30.0, validator=between(0.3, 3600))
     lease: float = attrs.field(default=30.0, validator=between(0.3, 3600))
     reconcile_after: float = attrs.field(default=20.0, validator=between(0.1, 86400))
     reconcile_every: float = attrs.field(default=5.0, validator=between(0.05, 3600))
     poll_every: float = attrs.field(default=0.5, validator=between(0.01, 60))
     version_grace: float = attrs.field(default=3600.0, validator=between(0, 30 * 86400))
-    max_lost: int = attrs.field(default=3, validator=between(1, 100))
-    stream_max_age: float = attrs.field(
-        default=7 * 86400.0, validator=between(60, 10 * 365 * 86400)
-    )
-    stream_replicas: int = attrs.field(
-        default=1, validator=attrs.validators.in_([1, 3])
-    )
+    max_lost: int = attrs.field(default=3, validator=between(1, 100, whole=True))
+    stream_max_age: float = attrs.field(default=7 * 86400.0, validator=between(60, 10 * 365 * 86400))
+    stream_replicas: int = attrs.field(default=1, validator=_check_replicas)
 
     @classmethod
-    def from_env(
-        cls, environ: Mapping[str, str] | None = None, **explicit: Any
-    ) -> Settings:
-        """Settings from ``EVENTDRIVEN_<FIELD>`` variables; ``explicit`` values win.
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Settings from ``EVENTDRIVEN_<FIELD>`` variables; ``attrs.evolve`` sets more on top of them.
+
+        Variables that only resemble a setting are refused; others of the prefix belong to somebody else
+        (Kubernetes makes ``EVENTDRIVEN_PORT`` of a service called "eventdriven").
 
         Raises:
-            ConfigurationError: a variable cannot be read as its type, or is unknown.
+            ConfigurationError: a variable cannot be read as its type, or is a misspelt setting.
         """
         environ = os.environ if environ is None else environ
-        fields = {field.name: field for field in attrs.fields(cls)}
+        fields = {f"{PREFIX}{field.name.upper()}": field for field in attrs.fields(cls)}
+        for variable in environ:
+            if variable.startswith(PREFIX) and variable not in fields:
+                _check_misspelt(variable, list(fields))
         found = {
-            name: _read(
-                f"EVENTDRIVEN_{name.upper()}",
-                environ[f"EVENTDRIVEN_{name.upper()}"],
-                field.default,
-            )
-            for name, field in fields.items()
-            if f"EVENTDRIVEN_{name.upper()}" in environ
+            field.name: _read(variable, environ[variable], field.default)
+            for variable, field in fields.items()
+            if variable in environ
         }
-        return cls(**(found | {k: v for k, v in explicit.items() if v is not None}))
+        return cls(**found)
+
+
+def _check_misspelt(variable: str, known: list[str]) -> None:
+    # The prefix is cut off, or every name would resemble every other.
+    names = [name.removeprefix(PREFIX) for name in known]
+    name = re.sub("_UR[IL]$", "", variable.removeprefix(PREFIX))
+    meant = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    if meant:
+        raise ConfigurationError(
+            f"{variable} is no setting: did you mean {PREFIX}{meant[0]}?", field=variable
+        )
 
 
 def _read(variable: str, text: str, default: Any) -> Any:

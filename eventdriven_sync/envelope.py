@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import secrets
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ _ID_CURE = "use 1 to 64 characters of A-Z a-z 0-9 _ . : -, starting with a lette
 
 def new_id() -> str:
     """A new id: 24 hex digits shaped like a MongoDB ObjectId (4 bytes of time, 8 random bytes)."""
-    return f"{int(time.time()):08x}{secrets.token_hex(8)}"
+    return f"{int(time.time()):08x}{os.urandom(8).hex()}"
 
 
 def derived_id(*parts: str, at: str) -> str:
@@ -41,7 +41,7 @@ def derived_id(*parts: str, at: str) -> str:
         parts: what the id depends on (parent event, handler, ordinal; or an idempotency key).
         at: an id whose time prefix is kept, so that ids stay roughly in time order.
     """
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
     prefix = at[:8] if re.fullmatch(r"[0-9a-f]{24}", at) else digest[16:24]
     return prefix + digest[:16]
 

@@ -13,7 +13,12 @@ _SHOWN = 80
 
 def shorten(value: object, *, limit: int = _SHOWN) -> str:
     """The ``repr`` of a value, cut to ``limit`` characters, as error messages show it."""
-    text = repr(value)
+    if isinstance(value, (str, bytes)):
+        value = value[: limit + 1]  # a repr of megabytes would be made only to be cut
+    try:
+        text = repr(value)
+    except Exception:  # a user's own __repr__, an int of 5,000 digits, a cycle
+        text = f"<{type(value).__name__} without repr>"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -40,9 +45,7 @@ class EventDrivenError(Exception):
         return _rebuild, (type(self), self.message, self.facts)
 
 
-def _rebuild(
-    kind: type[EventDrivenError], message: str, facts: dict[str, Any]
-) -> EventDrivenError:
+def _rebuild(kind: type[EventDrivenError], message: str, facts: dict[str, Any]) -> EventDrivenError:
     return kind(message, **facts)
 
 

@@ -14,6 +14,7 @@ C = TypeVar("C", bound=type)
 
 MAX_NAME = 200
 MAX_TOKENS = 16
+MAX_VERSION = 2**31 - 1
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_.-]")
 _ATTRIBUTE = "__eventdriven__"
 
@@ -43,9 +44,7 @@ class EventType:
         return self.name.partition(".")[0]
 
 
-@dataclass_transform(
-    kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,)
-)
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
 def event(name: str, *, version: int = 1, key: str | None = None) -> Callable[[C], C]:
     """Declare a class to be an event.
 
@@ -67,14 +66,19 @@ def event(name: str, *, version: int = 1, key: str | None = None) -> Callable[[C
         ...     user_id: str
     """
     check_event_name(name)
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= MAX_VERSION:
         raise InvalidEventType(
-            f"event {name}: version is {shorten(version)}; give a whole number from 1",
+            f"event {name}: version is {shorten(version)}; give a whole number from 1 to {MAX_VERSION:,}",
             field="version",
+            value=version,
+            limit=MAX_VERSION,
         )
 
     def declare(cls: C) -> C:
-        frozen: Any = cls if attrs.has(cls) else attrs.frozen(kw_only=True)(cls)
+        _check_class(cls, name)
+        # A subclass inherits the fields of an attrs class, but its own fields are still to be collected.
+        known = "__attrs_attrs__" in cls.__dict__
+        frozen: Any = cls if known else attrs.frozen(kw_only=True)(cls)
         _check_key(frozen, name, key)
         event_type = EventType(name=name, version=version, key=key, cls=frozen)
         setattr(frozen, _ATTRIBUTE, event_type)
@@ -103,9 +107,7 @@ def event_type_of(value: object) -> EventType:
 def check_event_name(name: object) -> str:
     """The name itself, or InvalidEventType saying which character, token or length is wrong."""
     if not isinstance(name, str) or not name:
-        raise InvalidEventType(
-            f"event type must be a non-empty string, got {shorten(name)}", field="name"
-        )
+        raise InvalidEventType(f"event type must be a non-empty string, got {shorten(name)}", field="name")
     if len(name) > MAX_NAME:
         raise InvalidEventType(
             f"event type {shorten(name)} has {len(name):,} characters, limit {MAX_NAME}",
@@ -124,12 +126,25 @@ def check_event_name(name: object) -> str:
         raise InvalidEventType(
             f"event type {shorten(name)} has an empty token; put one '.' between tokens, none at the ends"
         )
+    if tokens[0] == "_INBOX":
+        raise InvalidEventType(f"event type {shorten(name)} begins with _INBOX, which NATS keeps for replies")
     if len(tokens) > MAX_TOKENS:
         raise InvalidEventType(
             f"event type {shorten(name)} has {len(tokens)} tokens, limit {MAX_TOKENS}",
             limit=MAX_TOKENS,
         )
     return name
+
+
+def _check_class(cls: object, name: str) -> None:
+    if not isinstance(cls, type):
+        raise InvalidEventType(f"event {name}: {shorten(cls)} is no class", value=cls)
+    if "__dataclass_fields__" in cls.__dict__:
+        raise InvalidEventType(
+            f"event {name}: {cls.__qualname__} is a dataclass; leave @dataclass out, "
+            "@event makes it an attrs class",
+            value=cls,
+        )
 
 
 def _check_key(cls: type, name: str, key: str | None) -> None:
@@ -140,4 +155,5 @@ def _check_key(cls: type, name: str, key: str | None) -> None:
         raise InvalidEventType(
             f"event {name}: key {shorten(key)} is no field of {cls.__qualname__}; it has {', '.join(fields)}",
             field="key",
+            value=key,
         )

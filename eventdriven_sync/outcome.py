@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import attrs
 
@@ -11,9 +12,7 @@ from eventdriven_sync.errors import InvalidDelay, shorten
 
 MAX_DELAY = 365 * 86400.0
 
-DeliveryState = Literal[
-    "pending", "running", "retrying", "succeeded", "dead", "discarded"
-]
+DeliveryState = Literal["pending", "running", "retrying", "succeeded", "dead", "discarded"]
 FINAL_STATES: frozenset[str] = frozenset({"succeeded", "dead", "discarded"})
 
 DeadReason = Literal[
@@ -30,9 +29,7 @@ DeadReason = Literal[
 
 # Every move a delivery may make; None stands for "no record yet". A property test refuses all others.
 MOVES: dict[str | None, frozenset[str]] = {
-    None: frozenset(
-        {"pending", "running", "retrying", "succeeded", "dead", "discarded"}
-    ),
+    None: frozenset({"pending", "running", "retrying", "succeeded", "dead", "discarded"}),
     "pending": frozenset({"running"}),
     "running": frozenset({"running", "succeeded", "retrying", "dead", "discarded"}),
     "retrying": frozenset({"running", "discarded"}),
@@ -113,6 +110,10 @@ class Retry(Signal):
         super().__init__(reason)
         self.after = check_delay(after)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call the class without its keyword.
+        return partial(Retry, after=self.after), self.args
+
 
 class Reject(Signal):
     """Raise in a handler: this event can never be handled; it becomes a dead letter at once."""
@@ -124,11 +125,7 @@ class Discard(Signal):
 
 def check_delay(value: object, *, field: str = "after") -> float:
     """The delay in seconds, or InvalidDelay."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 <= value <= MAX_DELAY
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_DELAY:
         raise InvalidDelay(
             f"{field} is {shorten(value)}: give seconds from 0 to {MAX_DELAY:,.0f} (365 days)",
             field=field,

@@ -5,6 +5,8 @@ Nothing sleeps: the policy answers "in how many seconds", the event store keeps 
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +17,17 @@ from tenacity import (
     Retrying,
     retry_if_exception_type,
     stop_after_attempt,
+    stop_all,
     wait_exponential_jitter,
 )
 
-from eventdriven_sync.errors import InvalidOption, shorten
+from eventdriven_sync.errors import InvalidDelay, InvalidOption, shorten
 from eventdriven_sync.outcome import MAX_DELAY, DeadReason
 
+log = logging.getLogger(__name__)
 
-def _callable(
-    instance: RetryPolicy, attribute: attrs.Attribute[Any], value: object
-) -> None:
+
+def _callable(instance: RetryPolicy, attribute: attrs.Attribute[Any], value: object) -> None:
     if not callable(value):
         raise InvalidOption(
             f"RetryPolicy {attribute.name} is {shorten(value)}: give an object of tenacity, such as "
@@ -36,7 +39,7 @@ def _callable(
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How often and when a failed handler runs again.
+    """How often and when a failed handler runs again; safe to share between threads.
 
     The default is 5 attempts in all, waiting about 1, 2, 4 and 8 seconds (exponential with jitter), then
     the delivery is a dead letter.
@@ -61,9 +64,7 @@ class RetryPolicy:
         factory=lambda: retry_if_exception_type(Exception), validator=_callable
     )
 
-    def decide(
-        self, error: BaseException, *, failures: int, elapsed: float = 0.0
-    ) -> float | DeadReason:
+    def decide(self, error: BaseException, *, failures: int, elapsed: float = 0.0) -> float | DeadReason:
         """What follows failure number ``failures``.
 
         Args:
@@ -72,25 +73,42 @@ class RetryPolicy:
             elapsed: seconds since the first attempt of this generation.
 
         Returns:
-            Seconds to wait, or the reason why the delivery is dead.
+            Seconds to wait, or the reason why the delivery is dead. If the policy itself raises, or answers
+            with no number, that is logged and the default policy decides.
         """
-        state = _call_state(error, failures=failures, elapsed=elapsed)
+        state = _call_state(error, failures=failures, elapsed=max(elapsed, 0.0))
+        try:
+            return self._ask(state)
+        except Exception:  # a policy may be a user's function
+            log.exception(
+                "retry policy failed, the default policy decides", extra={"action": "retry_policy_failed"}
+            )
+            return RetryPolicy()._ask(state)
+
+    def _ask(self, state: RetryCallState) -> float | DeadReason:
         if not self.on(state):
             return "not_retryable"
-        wait = min(max(float(self.wait(state)), 0.0), MAX_DELAY)
-        state.upcoming_sleep = wait
-        return "attempts_exhausted" if self.stop(state) else wait
+        wait = float(self.wait(state))
+        if math.isnan(wait):
+            raise InvalidDelay("RetryPolicy wait answered nan: give seconds", field="wait", value=wait)
+        state.upcoming_sleep = min(max(wait, 0.0), MAX_DELAY)
+        return "attempts_exhausted" if self.stop(state) else state.upcoming_sleep
 
     def describe(self) -> str:
         """The policy in words, for the handler catalogue."""
-        limit = getattr(self.stop, "max_attempt_number", None)
-        attempts = f"{limit} attempts" if limit else type(self.stop).__name__
-        return f"{attempts}, {type(self.wait).__name__}"
+        return f"{_words(self.stop)}, {_words(self.wait)}"
 
 
-def _call_state(
-    error: BaseException, *, failures: int, elapsed: float
-) -> RetryCallState:
+def _words(asked: Any) -> str:
+    limit = getattr(asked, "max_attempt_number", None)
+    if limit:
+        return f"{limit} attempts"
+    stops = getattr(asked, "stops", ())
+    joint = " and " if isinstance(asked, stop_all) else " or "
+    return joint.join(map(_words, stops)) or getattr(asked, "__name__", type(asked).__name__).strip("_")
+
+
+def _call_state(error: BaseException, *, failures: int, elapsed: float) -> RetryCallState:
     """A fresh state as tenacity would have made it: its objects keep nothing between calls."""
     state = RetryCallState(Retrying(), None, (), {})
     state.start_time = time.monotonic() - elapsed
