@@ -115,7 +115,7 @@ class BlockingBroker:
         dispatched, dropped, in_flight = live.dispatcher.counts()
         return BrokerStatus(
             connected=live.link.session is not None,
-            last_error=live.last_error,
+            last_error=live.trouble.last,
             dispatched=dispatched,
             dropped=dropped,
             in_flight=in_flight,
@@ -160,7 +160,7 @@ class BlockingBroker:
         try:
             return bridge.call(begin(live), timeout=timeout)
         except TimeoutError as error:
-            reason = f" ({live.last_error})" if live.last_error else ""
+            reason = f" ({live.trouble.last})" if live.trouble.last else ""
             raise BrokerUnavailable(
                 f"NATS at {self._shown} did not answer within {timeout:g} s{reason}: check that it runs and "
                 "that the URL is right",

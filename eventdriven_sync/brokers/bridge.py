@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
@@ -153,10 +153,10 @@ class Bridge:
     def _start(self) -> None:
         _register_hooks()
         self._loop = asyncio.new_event_loop()
+        _started.add(self)  # before the thread: a fork must find every loop that could run
         thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         thread.start()
         self._thread = thread
-        _started.add(self)
 
     def _run(self) -> None:
         """The thread."""
@@ -337,7 +337,7 @@ class Link(Generic[S]):
         self._on_down = on_down
         self._on_error = on_error
         self._down_since: float | None = time.monotonic()
-        self._outgoing: deque[tuple[str, bytes, str, Mapping[str, str] | None]] = deque()
+        self._outgoing: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
         self._wake = asyncio.Event()
 
     @property
@@ -351,9 +351,7 @@ class Link(Generic[S]):
         """How often a lost connection was replaced."""
         return max(0, self.built - 1)
 
-    def send(
-        self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None
-    ) -> bool:
+    def send(self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None) -> bool:
         """Queue one message for the socket, in order; False without a connection."""
         if self.session is None:
             return False
@@ -417,10 +415,10 @@ class Link(Generic[S]):
                     await asyncio.sleep(0)
 
     async def _publish(
-        self, session: S, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None
+        self, session: S, subject: str, data: bytes, reply: str, headers: dict[str, str] | None
     ) -> None:
         try:
-            await session.publish(subject, data, reply, dict(headers) if headers else None)
+            await session.publish(subject, data, reply, headers)
         except Exception as error:
             if not session.alive:
                 raise

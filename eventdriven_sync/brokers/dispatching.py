@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from eventdriven_sync.broker import Outgoing, StreamSpec
 from eventdriven_sync.brokers.jetstream import is_subject
@@ -28,7 +28,7 @@ DEADLINE = 30.0
 
 _ANSWER_WAIT = 2.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
-_REFUSED_FOR = 10.0
+_CALM = _REFUSED_FOR = 10.0
 # The server counts headers as payload, nats-py does not, and the server cuts the connection.
 _HEADER_MARGIN = 1024
 
@@ -46,15 +46,29 @@ class Flight:
         self.again_at = now + _ANSWER_WAIT
 
 
-class _Stalled:
-    """Messages whose stream does not exist, while somebody creates it."""
+class _Stall:
+    """A stream that did not respond: what waits for it, and when to ask for it again.
+
+    It outlives the answer: a stream without a leader exists and responds to nobody.
+    """
 
     def __init__(self, stream: StreamSpec) -> None:
         self.stream = stream
-        self.flights: list[Flight] = []
+        self.flights: deque[Flight] = deque()
         self.asking = False
-        self.pause = _FIRST_PAUSE
-        self.again_at = 0.0
+        self._pause = _FIRST_PAUSE
+        self._again_at = 0.0
+
+    def is_due(self, now: float) -> bool:
+        return bool(self.flights) and not self.asking and self._again_at <= now
+
+    def ended(self, now: float) -> deque[Flight]:
+        """The asking ended, well or not: the next comes later each time, unless all was quiet for long."""
+        calm = now - self._again_at > _CALM
+        self._pause = _FIRST_PAUSE if calm else min(self._pause * 2, _LAST_PAUSE)
+        self._again_at = now + self._pause
+        self.asking = False
+        return self.flights
 
 
 class Dispatcher:
@@ -71,7 +85,7 @@ class Dispatcher:
         self,
         *,
         inbox: str,
-        send: Callable[[str, bytes, str, Mapping[str, str] | None], bool],
+        send: Callable[[str, bytes, str, dict[str, str] | None], bool],
         ensure: Callable[[StreamSpec], None],
         trouble: Callable[[str], None],
     ) -> None:
@@ -82,7 +96,7 @@ class Dispatcher:
         self._settled_bytes = 0
         self._waiting: deque[Outgoing] = deque()
         self._flights: dict[int, Flight] = {}
-        self._stalled: dict[str, _Stalled] = {}
+        self._stalls: dict[str, _Stall] = {}
         self._forbidden: dict[str, float] = {}
         self._confirmations: dict[str, bytes] = {}
         self._number = 0
@@ -139,8 +153,9 @@ class Dispatcher:
             self._number += 1
             flight = Flight(self._waiting.popleft(), self._number, now)
             stream = flight.message.stream.name
-            if stream in self._stalled:
-                self._stalled[stream].flights.append(flight)
+            stall = self._stalls.get(stream)
+            if stall is not None and stall.flights:
+                stall.flights.append(flight)
             elif self._forbidden and self._forbidden.get(stream, 0.0) > now:
                 self._drop(flight, f"stream {stream} cannot be used")
             else:
@@ -170,31 +185,28 @@ class Dispatcher:
                 self._drop(flight, f"no confirmation within {DEADLINE:g} s")
             elif self._open and flight.again_at < now:
                 self._fly(flight)
-        for stalled in list(self._stalled.values()):
-            self._tick_stalled(stalled, now)
+        for stall in self._stalls.values():
+            self._tick_stall(stall, now)
         if not self._open and now - self._closed_at > DEADLINE:
             self._drop_waiting()
         self.pump()
 
     def stream_ready(self, name: str) -> None:
         """The stream exists now: send what waited for it."""
-        stalled = self._stalled.pop(name, None)
-        for flight in stalled.flights if stalled else ():
+        stall = self._stalls[name]
+        flights, stall.flights = stall.ended(time.monotonic()), deque()
+        for flight in flights:
             self._flights[flight.number] = flight
             self._fly(flight)
 
     def stream_failed(self, name: str, why: str, *, for_good: bool) -> None:
         """It could not be created: try again a little later, or drop what waits for it."""
-        stalled = self._stalled.get(name)
-        if stalled is None:
-            return
-        stalled.asking = False
-        stalled.again_at = time.monotonic() + stalled.pause
-        stalled.pause = min(stalled.pause * 2, _LAST_PAUSE)
+        stall, now = self._stalls[name], time.monotonic()
+        flights = stall.ended(now)
         if for_good:
-            del self._stalled[name]
-            self._forbidden[name] = time.monotonic() + _REFUSED_FOR
-            for flight in stalled.flights:
+            self._forbidden[name] = now + _REFUSED_FOR
+            stall.flights = deque()
+            for flight in flights:
                 self._drop(flight, why)
 
     def denied(self, subject: str) -> None:
@@ -215,8 +227,8 @@ class Dispatcher:
 
     def _all(self) -> Iterator[Flight]:
         yield from self._flights.values()
-        for stalled in self._stalled.values():
-            yield from stalled.flights
+        for stall in self._stalls.values():
+            yield from stall.flights
 
     def _fly(self, flight: Flight) -> None:
         message = flight.message
@@ -268,22 +280,18 @@ class Dispatcher:
 
     def _stall(self, flight: Flight) -> None:
         stream = flight.message.stream
-        stalled = self._stalled.setdefault(stream.name, _Stalled(stream))
-        stalled.flights.append(flight)
-        if not stalled.asking and stalled.again_at <= time.monotonic():
-            stalled.asking = True
-            self._ensure(stream)
+        stall = self._stalls.setdefault(stream.name, _Stall(stream))
+        stall.flights.append(flight)
+        self._tick_stall(stall, time.monotonic())
 
-    def _tick_stalled(self, stalled: _Stalled, now: float) -> None:
-        late = [flight for flight in stalled.flights if flight.deadline < now]
-        stalled.flights = [flight for flight in stalled.flights if flight.deadline >= now]
-        for flight in late:
-            self._drop(flight, f"stream {stalled.stream.name} was not there for {DEADLINE:g} s")
-        if not stalled.flights:
-            self._stalled.pop(stalled.stream.name, None)
-        elif self._open and not stalled.asking and stalled.again_at <= now:
-            stalled.asking = True
-            self._ensure(stalled.stream)
+    def _tick_stall(self, stall: _Stall, now: float) -> None:
+        if self._open and stall.is_due(now):
+            stall.asking = True
+            self._ensure(stall.stream)
+        while stall.flights and stall.flights[0].deadline < now:
+            self._drop(
+                stall.flights.popleft(), f"stream {stall.stream.name} was not there for {DEADLINE:g} s"
+            )
 
     def _drop_waiting(self) -> None:
         while self._waiting:

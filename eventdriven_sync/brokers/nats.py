@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import re
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
@@ -30,6 +29,7 @@ from eventdriven_sync.brokers.bridge import Bridge, Link
 from eventdriven_sync.brokers.dispatching import Dispatcher
 from eventdriven_sync.brokers.jetstream import ApiError
 from eventdriven_sync.brokers.pulling import Pull
+from eventdriven_sync.brokers.trouble import Trouble
 from eventdriven_sync.errors import (
     BrokerPermissionDenied,
     BrokerUnavailable,
@@ -41,12 +41,12 @@ from eventdriven_sync.errors import (
 logger = logging.getLogger(__name__)
 
 _CONNECT_WAIT = 2
-_REQUEST_WAIT = 2.0
+_REQUEST_WAIT = _HOPELESS = 2.0
 _TICK = _RETRY_PAUSE = 0.1
-_SAY_AGAIN = 30.0
 _SERVERS_MOST = 30
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
-_SHOWN = "version server_name cluster domain jetstream max_payload auth_required tls_required".split()
+_SHOWN = ("version", "server_name", "jetstream", "max_payload", "auth_required", "tls_required")
+_REFUSED = re.compile(r"authorization|authentication expired|authentication revoked", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class _Client(Client):
         except Exception as error:
             logger.debug("closing a lost connection: %r", error, extra={"action": "nats_discarded"})
 
-    # An exception in the next two ends nats-py's reader without a word, and the message comes again.
+    # An exception in the next three ends nats-py's reader without a word, and the message comes again.
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
@@ -100,6 +100,14 @@ class _Client(Client):
             logger.warning("headers cannot be read: %r", error, extra={"action": "headers_unreadable"})
             return None
 
+    async def _process_pong(self) -> None:
+        """The answer to a ping that nobody waits for any more."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs.pop(0)
+            self._pings_outstanding = 0
+        else:
+            await super()._process_pong()
+
     def _connect_command(self) -> bytes:
         """The last moment before the password leaves: nats-py accepts plain TCP for tls://."""
         if self.secure_only and not self._server_info.get("tls_required"):
@@ -113,12 +121,12 @@ class Live:
     def __init__(self, url: str, *, shown: str, name: str, connect_limit: float) -> None:
         self.bridge: Bridge | None = None
         self.ended = False
-        self.last_error = ""
         self.server: dict[str, object] = {}
         self.pulls: dict[Pull, Subscription | None] = {}
         self.link: Link[_Client] = Link(
             self._connect, on_up=self._up, on_down=self._down, on_error=self._failed
         )
+        self.trouble = Trouble(shown)
         self._servers = [part.strip() for part in url.split(",")]
         self._shown, self._name, self._connect_limit = shown, name, connect_limit
         self._inbox = f"_INBOX.{uuid.uuid4().hex}"
@@ -130,9 +138,8 @@ class Live:
         )
         self._declared: dict[tuple[str, str], ConsumerSpec] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._refusal: EventDrivenError | None = None
+        self._refusal: BaseException | None = None
         self._denials: dict[str, asyncio.Future[None]] = {}
-        self._said: dict[str, float] = {}
 
     def begin(self) -> None:
         """Connect; only the first call counts."""
@@ -150,17 +157,6 @@ class Live:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.trouble(str(error) if isinstance(error, EventDrivenError) else repr(error))
-
-    def trouble(self, text: str) -> None:
-        """Remember what went wrong, and log it, each kind twice a minute at most."""
-        self.last_error = text
-        kind, now = re.sub(r"\d+", "#", text)[:80], time.monotonic()
-        if now - self._said.get(kind, -_SAY_AGAIN) < _SAY_AGAIN:
-            return
-        if len(self._said) > 200:
-            self._said.clear()
-        self._said[kind] = now
-        logger.warning("NATS at %s: %s", self._shown, text, extra={"action": "nats_trouble"})
 
     # --- the connection
 
@@ -216,17 +212,9 @@ class Live:
             logger.warning("connection to NATS at %s lost", self._shown, extra={"action": "nats_lost"})
 
     def _failed(self, error: BaseException) -> None:
-        text = f"{type(error).__name__}: {error}"
-        refused = isinstance(error, nats.errors.AuthorizationError) or "authorization" in text.lower()
-        self._refusal = None
-        if refused:
-            self._refusal = BrokerPermissionDenied(
-                f"NATS at {self._shown} refuses the credentials: check user, password or token in the URL",
-                url=self._shown,
-            )
-            self._refusal.__cause__ = error
+        self._refusal = error if _REFUSED.search(str(error)) else None
         if not isinstance(error, nats.errors.NoServersError):  # the reasons were told to _on_error
-            self.trouble(text)
+            self.trouble(f"{type(error).__name__}: {error}")
 
     async def _on_error(self, error: Exception) -> None:
         """nats-py's error callback; it must never raise."""
@@ -276,7 +264,10 @@ class Live:
                 except (nats.errors.Error, BrokerUnavailable) as error:
                     self.trouble(str(error))
             elif self._refusal is not None:
-                raise self._refusal
+                raise BrokerPermissionDenied(
+                    f"NATS at {self._shown} refuses the credentials: check user and password in the URL",
+                    url=self._shown,
+                ) from self._refusal
             await asyncio.sleep(_RETRY_PAUSE)
         raise Closed("the connection to NATS was closed; build a new bus")
 
@@ -402,6 +393,8 @@ class Live:
         """Wait until everything dispatched before is settled."""
         mark = self.dispatcher.mark()
         while not self.dispatcher.settled_below(mark):
+            if self.ended and self.link.down_for > _HOPELESS:
+                raise TimeoutError
             await asyncio.sleep(0.005)
 
     async def end(self, patience: float) -> None:

@@ -23,7 +23,7 @@ ACK, NAK, IN_PROGRESS = b"+ACK", b"-NAK", b"+WPI"
 
 _EXPIRES, _HEARTBEAT = 30.0, 5.0
 _MISSED = _HEARTBEAT * 2.5
-_SILENT = 15.0
+_SILENT, _SECOND_LOOK = 15.0, 2.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
 # A server that was killed forgets its last acknowledgements and delivers those messages again at once;
 # others come back after ack_wait.
@@ -102,6 +102,7 @@ class Pull:
         self._recent = _Recent(spec.ack_wait + _REMEMBER)
         self._owed: deque[str] = deque(maxlen=_OWED_MOST)
         self._pause = _FIRST_PAUSE
+        self._suspected = False
         self._heard_at = self._fed_at = self._signalled_at = time.monotonic()
 
     # --- any thread
@@ -167,9 +168,14 @@ class Pull:
             self._pause = min(self._pause * 2, _LAST_PAUSE)
 
     def looked_at(self, *, stalled: bool) -> None:
-        """What looking at the silent consumer showed; ``stalled``: it should deliver and does not."""
-        self._fed_at = time.monotonic()
-        if stalled:
+        """What looking at the silent consumer showed; ``stalled``: it should deliver and does not.
+
+        It may deliver in this very moment, so a second look decides.
+        """
+        now = time.monotonic()
+        suspected, self._suspected = self._suspected, stalled
+        self._fed_at = now - _SILENT + _SECOND_LOOK if stalled and not suspected else now
+        if stalled and suspected:
             self._trouble(f"consumer {self.spec.name} has messages and delivers none; pulling anew")
             self.lost()
 
@@ -197,6 +203,7 @@ class Pull:
             return
         self._fed_at = self._heard_at
         self._pause = _FIRST_PAUSE
+        self._suspected = False
         self._requested = max(0, self._requested - 1)
         if self.stopped:
             self._send(reply, NAK, "")
@@ -289,7 +296,9 @@ class Pull:
         shrinks = window < self._window
         self._window = window
         if shrinks and self._requested + len(self._hand) > window:
-            self.lost()  # the only way to take requests back is another inbox
+            # The only way to take requests back is another inbox.
+            self.lost()
+            self._retire(self)
         self._pull()
 
     def stop_now(self) -> None:

@@ -1,0 +1,36 @@
+"""What went wrong last: kept for ``status()``, and logged without flooding the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+
+logger = logging.getLogger(__name__)
+
+_SAY_AGAIN = 30.0
+_KINDS_MOST = 200
+
+
+class Trouble:
+    """Call it with a text. Texts that differ only in numbers are one kind, logged once in 30 seconds.
+
+    Attributes:
+        last: the latest text.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.last = ""
+        self._where = where
+        self._said: dict[str, float] = {}
+
+    def __call__(self, text: str) -> None:
+        """Remember it, and log it unless its kind was logged a moment ago."""
+        self.last = text
+        kind, now = re.sub(r"\d+", "#", text)[:80], time.monotonic()
+        if now - self._said.get(kind, -_SAY_AGAIN) < _SAY_AGAIN:
+            return
+        if len(self._said) >= _KINDS_MOST:
+            self._said.clear()
+        self._said[kind] = now
+        logger.warning("NATS at %s: %s", self._where, text, extra={"action": "nats_trouble"})
