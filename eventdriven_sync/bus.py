@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,22 +13,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from eventdriven_sync import context
-from eventdriven_sync.broker import Broker, ConsumerSpec, Outgoing, StreamSpec
+from eventdriven_sync.broker import Broker, ConsumerSpec
 from eventdriven_sync.codec import Codec
 from eventdriven_sync.config import Settings
 from eventdriven_sync.dead_letters import DeadLetters
-from eventdriven_sync.envelope import Envelope, check_id, derived_id, new_id, utcnow
-from eventdriven_sync.errors import (
-    ChainTooDeep,
-    Closed,
-    InvalidOption,
-    LeaseLost,
-    shorten,
-)
-from eventdriven_sync.events import EventType, event_type_of
+from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.errors import Closed, InvalidOption
+from eventdriven_sync.events import EventType
 from eventdriven_sync.group import Group
 from eventdriven_sync.handlers import Handler
 from eventdriven_sync.operations import Operations, OperationScope
+from eventdriven_sync.publishing import Publisher
 from eventdriven_sync.store import Store
 from eventdriven_sync.topology import Topology, handler_record
 
@@ -40,9 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
-
-MAX_PARENTS = 50
-PUBLISH_CHUNK = 1000
 
 
 @attrs.frozen(kw_only=True)
@@ -103,12 +93,9 @@ class EventBus:
         self._broker: Broker | None = None
         self._store: Store | None = None
         self._lock = threading.Lock()  # guards the making of adapters
-        # Caches of the topology, so that publishing takes no detour.
-        self._kinds: dict[type, EventType] = {}
-        self._streams: dict[str, StreamSpec] = {}
+        self._publisher = Publisher(self)
         self._registered, self._opened = 0, False
         self._closed = False
-        self._warned = False
         _buses.add(self)
 
     @classmethod
@@ -153,8 +140,10 @@ class EventBus:
             ChainTooDeep: more events follow from each other than ``settings.max_chain_depth``.
             LeaseLost: the handler publishing this lost its delivery to another worker.
         """
-        envelope = self._envelope(event, source=source, event_id=event_id, idempotency_key=idempotency_key)
-        duplicates = self._accept([envelope], immediate=immediate, timeout=timeout)
+        envelope = self._publisher.envelope(
+            event, source=source, event_id=event_id, idempotency_key=idempotency_key
+        )
+        duplicates = self._publisher.accept([envelope], immediate=immediate, timeout=timeout)
         return Receipt(id=envelope.id, operation_id=envelope.operation_id, duplicate=duplicates[0])
 
     def publish_many(
@@ -181,13 +170,12 @@ class EventBus:
             )
         ids: Sequence[str | None] = event_ids or [None] * len(events)
         envelopes = [
-            self._envelope(event, source=source, event_id=event_id)
+            self._publisher.envelope(event, source=source, event_id=event_id)
             for event, event_id in zip(events, ids, strict=True)
         ]
-        duplicates: list[bool] = []
-        for start in range(0, len(envelopes), PUBLISH_CHUNK):
-            chunk = envelopes[start : start + PUBLISH_CHUNK]
-            duplicates += self._accept(chunk, immediate=immediate, timeout=timeout)
+        duplicates = (
+            self._publisher.accept(envelopes, immediate=immediate, timeout=timeout) if envelopes else []
+        )
         return [
             Receipt(id=envelope.id, operation_id=envelope.operation_id, duplicate=duplicate)
             for envelope, duplicate in zip(envelopes, duplicates, strict=True)
@@ -317,18 +305,7 @@ class EventBus:
 
     def dispatch(self, envelopes: Sequence[Envelope]) -> None:
         """Send stored events to the broker without waiting; what it does not take the reconciler brings."""
-        namespace = self.settings.namespace
-        self.broker.dispatch(
-            [
-                Outgoing(
-                    stream=self._streams.get(envelope.name) or self._stream(envelope.name),
-                    subject=f"{namespace}.{envelope.name}",
-                    message_id=envelope.id,
-                    data=self.codec.pack(envelope, namespace),
-                )
-                for envelope in envelopes
-            ]
-        )
+        self._publisher.dispatch(envelopes)
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until the broker has everything that was dispatched; False if it has not after ``timeout``.
@@ -363,111 +340,11 @@ class EventBus:
     ) -> None:
         self.close()
 
-    # --- inside -------------------------------------------------------------------------------------
-
-    def _envelope(
-        self, event: object, *, source: str, event_id: str | None = None, idempotency_key: str | None = None
-    ) -> Envelope:
-        kind = self._kinds.get(type(event)) or self._kind(event)
-        data = self.codec.encode(event)
-        running = context.handling.get()
-        chosen = self._event_id(kind, event_id, idempotency_key, running)
-        # Before the event gets its time: it must not be older than the registration of our own handlers.
-        self.open()
-        begun = context.operation.get()
-        envelope = Envelope(
-            id=chosen,
-            name=kind.name,
-            version=kind.version,
-            data=data,
-            published_at=utcnow(),
-            operation_id=running.parents[0].operation_id if running else begun.id if begun else chosen,
-            parent_ids=tuple(parent.id for parent in running.parents[:MAX_PARENTS]) if running else (),
-            source=running.handler if running else source,
-            key=None if kind.key is None else str(getattr(event, kind.key)),
-            depth=max(parent.depth for parent in running.parents) + 1 if running else 0,
-        )
-        if envelope.depth > self.settings.max_chain_depth:
-            raise ChainTooDeep(
-                f"{kind.name} would be event {envelope.depth} of its chain, "
-                f"limit {self.settings.max_chain_depth}: most likely a loop of events; "
-                f"it began with operation {envelope.operation_id}",
-                limit=self.settings.max_chain_depth,
-            )
-        return envelope
-
-    def _event_id(
-        self,
-        kind: EventType,
-        event_id: str | None,
-        idempotency_key: str | None,
-        running: context.Handling | None,
-    ) -> str:
-        if event_id is not None:
-            if idempotency_key is not None:
-                raise InvalidOption("give event_id or idempotency_key, not both", field="idempotency_key")
-            return check_id(event_id)
-        if idempotency_key is not None:
-            if not isinstance(idempotency_key, str) or not 0 < len(idempotency_key) <= 1000:
-                raise InvalidOption(
-                    f"idempotency_key is {shorten(idempotency_key)}: give text of 1 to 1,000 characters",
-                    field="idempotency_key",
-                )
-            return derived_id("key", self.settings.namespace, kind.name, idempotency_key, at="")
-        if running is None:
-            return new_id()
-        running.published += 1
-        parents = [parent.id for parent in running.parents]
-        return derived_id(*parents, running.handler, str(running.published), at=parents[0])
-
-    def _accept(self, envelopes: list[Envelope], *, immediate: bool, timeout: float | None) -> list[bool]:
-        """Hold them (handler), store them with the user's writes (transaction), or store and send them."""
-        if not envelopes:
-            return []
-        running, begun = context.handling.get(), context.transaction.get()
-        if running and running.abandoned:
-            raise LeaseLost(f"{running.handler} no longer owns this delivery: what it publishes is dropped")
-        for envelope in envelopes:
-            self.codec.pack(envelope, self.settings.namespace)
-        if running and not immediate and not begun:
-            running.emitted.extend(envelopes)
-            return [False] * len(envelopes)
-        self._warn_in_event_loop()
-        seconds = timeout or self.settings.publish_timeout
-        if begun and not immediate:
-            duplicates = self.store.events.append(envelopes, timeout=seconds, session=begun.session)
-            begun.published.extend(envelopes)
-            return duplicates
-        duplicates = self.store.events.append(envelopes, timeout=seconds)
-        self.dispatch(envelopes)
-        return duplicates
-
-    def _kind(self, event: object) -> EventType:
-        kind = event_type_of(event)
-        self.topology.know(kind)
-        self._kinds[type(event)] = kind
-        return kind
-
-    def _stream(self, name: str) -> StreamSpec:
-        self._streams[name] = self.topology.stream(name)
-        return self._streams[name]
-
     def _make_adapters(self) -> None:
         with self._lock:
             broker, store = self._given
             self._broker = self._broker or broker or _make_broker(self.settings)
             self._store = self._store or store or _make_store(self.settings)
-
-    def _warn_in_event_loop(self) -> None:
-        if self._warned or asyncio._get_running_loop() is None:
-            return
-        self._warned = True
-        warnings.warn(
-            "publish() was called inside a running asyncio loop and blocks it; call it in a thread "
-            "(asyncio.to_thread(bus.publish, event))",
-            RuntimeWarning,
-            stacklevel=4,
-        )
 
 
 def _after_fork() -> None:

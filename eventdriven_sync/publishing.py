@@ -1,0 +1,164 @@
+"""From an application's event to an accepted one: envelope, store, dispatch."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from eventdriven_sync import context
+from eventdriven_sync.broker import Outgoing, StreamSpec
+from eventdriven_sync.config import check_number
+from eventdriven_sync.envelope import Envelope, check_id, derived_id, new_id, utcnow
+from eventdriven_sync.errors import ChainTooDeep, InvalidOption, LeaseLost, shorten
+from eventdriven_sync.events import EventType, event_type_of
+
+if TYPE_CHECKING:
+    from eventdriven_sync.bus import EventBus
+
+MAX_PARENTS = 50
+MAX_KEY = 1000
+CHUNK = 1000
+
+
+class Publisher:
+    """The publishing half of a bus. Thread-safe."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+        # Caches of the topology, so that publishing takes no detour.
+        self._kinds: dict[type, EventType] = {}
+        self._streams: dict[str, StreamSpec] = {}
+        self._warned = False
+
+    def envelope(
+        self, event: object, *, source: str, event_id: str | None = None, idempotency_key: str | None = None
+    ) -> Envelope:
+        """The event with its metadata, checked; nothing is stored yet."""
+        kind = self._kinds.get(type(event)) or self._kind(event)
+        data = self._bus.codec.encode(event)
+        running = context.handling.get()
+        chosen = self._event_id(kind, event_id, idempotency_key, running)
+        # Before the event gets its time: it must not be older than the registration of our own handlers.
+        self._bus.open()
+        begun = context.operation.get()
+        envelope = Envelope(
+            id=chosen,
+            name=kind.name,
+            version=kind.version,
+            data=data,
+            published_at=utcnow(),
+            operation_id=running.parents[0].operation_id if running else begun.id if begun else chosen,
+            parent_ids=tuple(parent.id for parent in running.parents[:MAX_PARENTS]) if running else (),
+            source=running.handler if running else source,
+            key=None if kind.key is None else str(getattr(event, kind.key)),
+            depth=max(parent.depth for parent in running.parents) + 1 if running else 0,
+        )
+        self._check_depth(envelope)
+        return envelope
+
+    def accept(self, envelopes: list[Envelope], *, immediate: bool, timeout: float | None) -> list[bool]:
+        """Hold them (handler), store them with the user's writes (transaction), or store and send them.
+
+        Per event True if it had been accepted before.
+        """
+        running, begun = context.handling.get(), context.transaction.get()
+        if running and running.abandoned:
+            raise LeaseLost(f"{running.handler} no longer owns this delivery: what it publishes is dropped")
+        messages = self._messages(envelopes)  # raises PayloadTooLarge before anything is stored
+        if running and not immediate and not begun:
+            running.emitted.extend(envelopes)
+            return [False] * len(envelopes)
+        self._warn_in_event_loop()
+        seconds = self._seconds(timeout)
+        if begun and not immediate:
+            duplicates = self._bus.store.events.append(envelopes, timeout=seconds, session=begun.session)
+            begun.published.extend(envelopes)
+            return duplicates
+        duplicates = []
+        for start in range(0, len(envelopes), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            duplicates += self._bus.store.events.append(envelopes[chunk], timeout=seconds)
+            self._bus.broker.dispatch(messages[chunk])
+        return duplicates
+
+    def dispatch(self, envelopes: Sequence[Envelope]) -> None:
+        """Send stored events to the broker without waiting; what it does not take the reconciler brings."""
+        self._bus.broker.dispatch(self._messages(envelopes))
+
+    def _seconds(self, timeout: float | None) -> float:
+        if timeout is None:
+            return self._bus.settings.publish_timeout
+        return float(check_number(timeout, field="timeout", low=0.01, high=300))
+
+    def _messages(self, envelopes: Sequence[Envelope]) -> list[Outgoing]:
+        namespace, pack = self._bus.settings.namespace, self._bus.codec.pack
+        return [
+            Outgoing(
+                stream=self._streams.get(envelope.name) or self._stream(envelope.name),
+                subject=f"{namespace}.{envelope.name}",
+                message_id=envelope.id,
+                data=pack(envelope, namespace),
+            )
+            for envelope in envelopes
+        ]
+
+    def _event_id(
+        self,
+        kind: EventType,
+        event_id: str | None,
+        idempotency_key: str | None,
+        running: context.Handling | None,
+    ) -> str:
+        if event_id is not None and idempotency_key is not None:
+            raise InvalidOption("give event_id or idempotency_key, not both", field="idempotency_key")
+        if event_id is not None:
+            return check_id(event_id)
+        if idempotency_key is not None:
+            return derived_id("key", self._bus.settings.namespace, kind.name, _key(idempotency_key), at="")
+        if running is None:
+            return new_id()
+        running.published += 1
+        parents = [parent.id for parent in running.parents]
+        return derived_id(*parents, running.handler, str(running.published), at=parents[0])
+
+    def _check_depth(self, envelope: Envelope) -> None:
+        limit = self._bus.settings.max_chain_depth
+        if envelope.depth > limit:
+            raise ChainTooDeep(
+                f"{envelope.name} would be event {envelope.depth} of its chain, limit {limit}: "
+                f"most likely a loop of events; it began with operation {envelope.operation_id}",
+                limit=limit,
+            )
+
+    def _kind(self, event: object) -> EventType:
+        kind = event_type_of(event)
+        self._bus.topology.know(kind)
+        self._kinds[type(event)] = kind
+        return kind
+
+    def _stream(self, name: str) -> StreamSpec:
+        self._streams[name] = self._bus.topology.stream(name)
+        return self._streams[name]
+
+    def _warn_in_event_loop(self) -> None:
+        if self._warned or asyncio._get_running_loop() is None:
+            return
+        self._warned = True
+        warnings.warn(
+            "publish() was called inside a running asyncio loop and blocks it; call it in a thread "
+            "(asyncio.to_thread(bus.publish, event))",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _key(value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_KEY:
+        raise InvalidOption(
+            f"idempotency_key is {shorten(value)}: give text of 1 to {MAX_KEY:,} characters",
+            field="idempotency_key",
+            limit=MAX_KEY,
+        )
+    return value
