@@ -1,12 +1,14 @@
 """Every contract test runs on the memory adapter and on the real one."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from eventdriven_sync.brokers.memory import MemoryBroker
+from eventdriven_sync.devserver import DevServers
+from eventdriven_sync.store import Store
 from eventdriven_sync.stores.memory import MemoryStore
 from tests.contracts.lane import Lane
 from tests.contracts.samples import Samples
@@ -16,25 +18,22 @@ NOBODY_LISTENS = "127.0.0.1:1"
 
 
 @pytest.fixture(scope="session")
-def mongo_stage(request: pytest.FixtureRequest) -> Iterator[Callable[[], StoreStage]]:
-    """The real store, opened at its first use: creating indexes takes its time."""
-    opened: list[Any] = []
+def mongo_store(servers: DevServers) -> Iterator[Store]:
+    """The real store, one for all tests: creating indexes takes its time."""
+    from eventdriven_sync.stores.mongo import MongoStore
 
-    def stage() -> StoreStage:
-        if not opened:
-            opened.append(_open_mongo(request))
-        return StoreStage(opened[0], _mongo_without_server, None)
-
-    yield stage
-    for store in opened:
-        store.close()
+    database = f"test_{uuid.uuid4().hex[:12]}"
+    store = MongoStore(servers.mongo_url(database), database=database, timeout=TIMEOUT)
+    store.open(timeout=TIMEOUT)
+    yield store
+    store.close()
 
 
 @pytest.fixture(params=["memory", "mongo"])
-def stage(request: pytest.FixtureRequest, mongo_stage: Callable[[], StoreStage]) -> StoreStage:
+def stage(request: pytest.FixtureRequest) -> StoreStage:
     """A store under test."""
     if request.param == "mongo":
-        return mongo_stage()
+        return StoreStage(request.getfixturevalue("mongo_store"), _mongo_without_server, None)
     clock = FakeClock()
     return StoreStage(MemoryStore(clock=clock), _memory_store_switched_off, clock)
 
@@ -57,18 +56,6 @@ def wire(request: pytest.FixtureRequest, namespace: str) -> Iterator[BrokerStage
     stage = _memory_broker(namespace) if request.param == "memory" else _nats_broker(request, namespace)
     yield stage
     stage.close()
-
-
-def _open_mongo(request: pytest.FixtureRequest) -> Any:
-    from eventdriven_sync.stores.mongo import MongoStore
-
-    servers = request.getfixturevalue("servers")
-    client = request.getfixturevalue("mongo_client")
-    database = f"test_{uuid.uuid4().hex[:12]}"
-    store = MongoStore(servers.mongo_url(database), database=database, timeout=TIMEOUT)
-    store.open(timeout=TIMEOUT)
-    request.addfinalizer(lambda: client.drop_database(database))
-    return store
 
 
 def _mongo_without_server() -> Any:

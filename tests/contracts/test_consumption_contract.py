@@ -48,14 +48,16 @@ def test_a_released_message_comes_again_at_once(wire: BrokerStage) -> None:
 
 
 def test_a_released_message_may_go_to_somebody_else(wire: BrokerStage) -> None:
-    first = wire.open_inbox(wire.consumer())
+    spec = wire.consumer(ack_wait=wire.ack_wait)
+    first = wire.open_inbox(spec)
     wire.send(wire.message(message_id="passed on"))
     messages = first.wait_for(1)
     first.consumption.stop()
-    second = wire.open_inbox(wire.consumer())
+    second = wire.open_inbox(spec)
     first.consumption.release(messages)
     [message] = second.wait_for(1)
-    assert (message.headers["Nats-Msg-Id"], message.delivered) == ("passed on", 2)
+    assert message.headers["Nats-Msg-Id"] == "passed on"
+    assert message.delivered >= 2
 
 
 def test_a_forgotten_message_comes_again_after_the_acknowledgement_wait(wire: BrokerStage) -> None:
@@ -104,7 +106,7 @@ def test_a_larger_window_brings_more_at_once(wire: BrokerStage) -> None:
 
 
 def test_a_smaller_window_is_kept_from_then_on(wire: BrokerStage) -> None:
-    inbox = wire.open_inbox(wire.consumer(), window=4)
+    inbox = wire.open_inbox(wire.consumer(ack_wait=wire.ack_wait), window=4)
     wire.send(*[wire.message() for _ in range(4)])
     first = inbox.wait_for(4)
     inbox.consumption.resize(2)
@@ -127,7 +129,8 @@ def test_the_broker_owes_no_more_than_max_ack_pending(wire: BrokerStage) -> None
 
 
 def test_a_stopped_consumption_pulls_no_more(wire: BrokerStage) -> None:
-    spec = wire.consumer()
+    # What a server sent to the stopped one before it heard of the stop comes again after the wait.
+    spec = wire.consumer(ack_wait=wire.ack_wait)
     stopped = wire.open_inbox(spec)
     wire.send(wire.message())
     stopped.wait_for(1)

@@ -41,8 +41,14 @@ class MemoryDeliveries:
             return [_settle(tables.deliveries, settlement, now) for settlement in settlements]
 
     def settle_in(self, session: Any, settlement: Settlement) -> bool:
-        """The same inside a transaction; False means: abort."""
+        """The same inside a transaction; False means: abort.
+
+        Also False when this attempt is recorded already: its transaction went through, and committing
+        again would double the business writes.
+        """
         with self._state.open(session) as tables:
+            if _is_recorded(tables.deliveries, settlement):
+                return False
             _store_emitted(tables, settlement)
             return _settle(tables.deliveries, settlement, self._state.clock())
 
@@ -148,15 +154,20 @@ class MemoryDeliveries:
 
 
 def _settle(table: Table, settlement: Settlement, now: datetime) -> bool:
-    stored = table.get(settlement.delivery_id)
-    if stored is not None and stored.token == settlement.token and stored.state != "running":
+    if _is_recorded(table, settlement):
         return True
+    stored = table.get(settlement.delivery_id)
     if stored is None and not settlement.claimed:
         return _insert(table, _outcome(_first_record(settlement), settlement, now))
     if stored is None or not _owns(stored, settlement):
         return False
     table[stored.id] = _outcome(stored, settlement, now)
     return True
+
+
+def _is_recorded(table: Table, settlement: Settlement) -> bool:
+    stored = table.get(settlement.delivery_id)
+    return stored is not None and stored.token == settlement.token and stored.state != "running"
 
 
 def _owns(stored: Delivery, settlement: Settlement) -> bool:

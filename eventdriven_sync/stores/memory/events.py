@@ -115,8 +115,9 @@ def page(
     """Copies of one page, newest first; ``after`` is the id of the last record of the page before."""
     ordered = sorted(found, key=order, reverse=not oldest_first)
     ids = [order(each)[1] for each in ordered]
-    first = ids.index(after) + 1 if after in ids else 0
-    return [copy.deepcopy(each) for each in ordered[first : first + limit]]
+    if after is not None:
+        ordered = ordered[ids.index(after) + 1 :] if after in ids else []
+    return [copy.deepcopy(each) for each in ordered[:limit]]
 
 
 def within(moment: datetime, since: datetime | None, until: datetime | None) -> bool:
