@@ -1,0 +1,65 @@
+"""The command line ``eventdriven``: run workers, publish, look at everything, mend what failed.
+
+Neither NATS nor MongoDB is imported before a command needs it, so ``--help`` and completion are quick.
+"""
+
+from __future__ import annotations
+
+import click
+
+from eventdriven_sync._version import __version__
+from eventdriven_sync.cli.configuration import completion, config
+from eventdriven_sync.cli.dead import dead
+from eventdriven_sync.cli.events import events
+from eventdriven_sync.cli.handlers import handlers
+from eventdriven_sync.cli.health import audit, doctor, streams
+from eventdriven_sync.cli.operations import chain, operations
+from eventdriven_sync.cli.options import app_option, debug_option
+from eventdriven_sync.cli.publishing import publish
+from eventdriven_sync.cli.running import demo, dev, worker
+from eventdriven_sync.cli.session import Root, Session
+
+program = Root(
+    name="eventdriven",
+    help="""Event-driven backends for synchronous Python: NATS JetStream carries, MongoDB remembers.
+
+    Commands that need no handlers of yours find the servers in EVENTDRIVEN_NATS, EVENTDRIVEN_MONGO and
+    EVENTDRIVEN_NAMESPACE, or in the bus that --app names.
+
+    Exit codes: 0 all is well, 1 failed, 2 called wrongly (also: no such id, a state that does not allow it),
+    3 a server cannot be reached.
+    """,
+    params=[
+        app_option(environment=True),
+        debug_option(environment=True),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+click.version_option(__version__, prog_name="eventdriven", help="Show the version.")(program)
+
+for _command in (
+    worker,
+    publish,
+    chain,
+    operations,
+    events,
+    handlers,
+    dead,
+    audit,
+    doctor,
+    streams,
+    dev,
+    demo,
+    config,
+    completion,
+):
+    program.add_command(_command)
+
+
+def main() -> None:
+    """The console script."""
+    session = Session()
+    try:
+        program.main(prog_name="eventdriven", obj=session)
+    finally:
+        session.close()

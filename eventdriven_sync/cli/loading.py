@@ -1,0 +1,94 @@
+"""Finding the bus of ``--app module:bus``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from eventdriven_sync.cli.words import did_you_mean, listed
+from eventdriven_sync.errors import ConfigurationError, shorten
+
+if TYPE_CHECKING:
+    from eventdriven_sync.bus import EventBus
+
+
+def load_bus(target: str) -> EventBus:
+    """The bus that ``module:attribute`` names; the working directory is searched first.
+
+    Raises:
+        ConfigurationError: naming the part that is missing, and what is there instead.
+    """
+    from eventdriven_sync.bus import EventBus
+
+    module_name, _, path = target.partition(":")
+    if not module_name or not path:
+        raise ConfigurationError(
+            f"--app is {shorten(target)}: give module:bus, for example --app blog.events:bus", field="app"
+        )
+    module = _import(module_name)
+    found: Any = module
+    for name in path.split("."):
+        found = _attribute(found, name, module)
+    if not isinstance(found, EventBus):
+        raise ConfigurationError(
+            f"--app {target} is {_article(found)}, not an EventBus; {_buses_of(module)}", field="app"
+        )
+    return found
+
+
+def _import(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _failed(name, error) from error
+        raise ConfigurationError(
+            f"--app: there is no module {error.name!r} in {here} or among the installed packages"
+            f"{did_you_mean(error.name, _modules_here())}",
+            field="app",
+        ) from error
+    except Exception as error:  # foreign code runs while it is imported
+        raise _failed(name, error) from error
+
+
+def _failed(name: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"--app: importing {name!r} failed with {type(error).__name__}: {error} (--debug shows where)",
+        field="app",
+    )
+
+
+def _attribute(owner: Any, name: str, module: ModuleType) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        raise ConfigurationError(
+            f"--app: {module.__name__!r} has no {name!r}{did_you_mean(name, vars(owner))}; "
+            f"{_buses_of(module)}",
+            field="app",
+        ) from error
+
+
+def _buses_of(module: ModuleType) -> str:
+    from eventdriven_sync.bus import EventBus
+
+    names = [name for name, value in vars(module).items() if isinstance(value, EventBus)]
+    return f"its buses: {listed(names, none='it has none')}"
+
+
+def _article(value: object) -> str:
+    name = value.__name__ if isinstance(value, type) else type(value).__name__
+    return f"the class {name}" if isinstance(value, type) else f"a {name}"
+
+
+def _modules_here() -> list[str]:
+    here = Path.cwd()
+    packages = [path.parent.name for path in here.glob("*/__init__.py")]
+    return packages + [path.stem for path in here.glob("*.py")]

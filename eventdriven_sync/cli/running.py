@@ -1,0 +1,222 @@
+"""``eventdriven worker``, ``dev up`` and ``demo``: what runs until it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from eventdriven_sync.cli.options import Command, Group
+from eventdriven_sync.cli.session import Session, Unreachable
+from eventdriven_sync.cli.words import clean_lines, iso
+
+LEVELS = ("debug", "info", "warning", "error")
+DEFAULT_THREADS = 8
+DEFAULT_GRACE = 25.0
+
+_EXPORT = re.compile(r"export (\w+)='(.*)'")
+
+
+@click.command(cls=Command)
+@click.option("--group", "groups", multiple=True, metavar="GROUP", help="Run this group; may be repeated.")
+@click.option(
+    "--handler", "handlers", multiple=True, metavar="GROUP.HANDLER", help="Run this handler; may be repeated."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=DEFAULT_THREADS,
+    show_default=True,
+    help="How many handlers run at once in one process.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 3600),
+    default=DEFAULT_GRACE,
+    show_default=True,
+    help="Seconds that running handlers get to end after SIGTERM or Ctrl-C; a second one ends at once.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes; one that dies is replaced.",
+)
+@click.option(
+    "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What is logged."
+)
+@click.pass_obj
+def worker(
+    session: Session,
+    *,
+    groups: tuple[str, ...],
+    handlers: tuple[str, ...],
+    threads: int,
+    grace: float,
+    processes: int,
+    log_level: str,
+) -> None:
+    """Run the handlers of the application (needs --app): all, those of some groups, or some by name.
+
+    It logs to the error output, with --json one JSON object per line.
+    """
+    from eventdriven_sync.worker import Worker
+
+    configure_logging(log_level, as_json=session.out.json)
+    # Also with processes: what cannot run is refused here, and not again and again in each of them.
+    found = Worker(
+        session.app_bus(),
+        groups=groups or None,
+        handlers=handlers or None,
+        threads=threads,
+        grace=grace,
+    )
+    if processes == 1:
+        code = found.run()
+    else:
+        from eventdriven_sync.processes import run_processes
+
+        child = _child(session, groups, handlers, threads, grace, log_level)
+        code = run_processes(child, processes=processes, grace=grace)
+    click.get_current_context().exit(code)
+
+
+def _child(
+    session: Session,
+    groups: tuple[str, ...],
+    handlers: tuple[str, ...],
+    threads: int,
+    grace: float,
+    log_level: str,
+) -> list[str]:
+    """What each of several processes is called with."""
+    line = ["--app", str(session.app)]
+    line += ["--debug"] if session.debug else []
+    line += ["worker", "--threads", str(threads), "--grace", str(grace), "--log-level", log_level]
+    line += [word for group in groups for word in ("--group", group)]
+    line += [word for handler in handlers for word in ("--handler", handler)]
+    return line + (["--json"] if session.out.json else [])
+
+
+def configure_logging(level: str, *, as_json: bool) -> None:
+    """Log to the error output. Logging that the application configured itself stays as it is."""
+    root = logging.getLogger()
+    if root.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if as_json else Lines())
+    root.addHandler(handler)
+    # Of other libraries only what is wrong; at their lower levels some log what events carry.
+    root.setLevel(logging.WARNING)
+    logging.getLogger("eventdriven_sync").setLevel(level.upper())
+
+
+class Lines(logging.Formatter):
+    """``12:03:05 WARNING Failed 1 times, …``; control characters in the message are shown as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the stack below it if there is one."""
+        at = datetime.fromtimestamp(record.created, UTC).astimezone()
+        line = f"{at:%H:%M:%S} {record.levelname:<7} {clean_lines(record.getMessage())}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per record, with the facts that the library logs beside its words."""
+
+    _OWN = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {
+        "message",
+        "asctime",
+        "taskName",
+    }
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object, as text."""
+        found = {
+            "time": iso(datetime.fromtimestamp(record.created, UTC)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        found |= {key: value for key, value in vars(record).items() if key not in self._OWN}
+        if record.exc_info:
+            found["stack"] = self.formatException(record.exc_info)
+        return json.dumps(found, default=str)
+
+
+@click.group(cls=Group)
+def dev() -> None:
+    """Servers for development."""
+
+
+@dev.command("up")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".eventdriven"),
+    show_default=True,
+    help="Where data and logs are kept.",
+)
+@click.option("--nats-port", type=click.IntRange(1, 65535), help="Port of nats-server; a free one otherwise.")
+@click.option("--mongo-port", type=click.IntRange(1, 65535), help="Port of mongod; a free one otherwise.")
+@click.option("--namespace", default="dev", show_default=True, help="Namespace in the settings it prints.")
+@click.option("--sync-always", is_flag=True, help="nats-server writes through to the disk: safe, and slower.")
+@click.pass_obj
+def dev_up(
+    session: Session,
+    *,
+    data_dir: Path,
+    nats_port: int | None,
+    mongo_port: int | None,
+    namespace: str,
+    sync_always: bool,
+) -> None:
+    """Run nats-server and mongod until Ctrl-C, and print the settings that lead to them."""
+    from eventdriven_sync.devserver import ServerBinaryMissing, run_up
+
+    def echo(line: str) -> None:
+        setting = _EXPORT.fullmatch(line)
+        session.out.line(line)
+        session.out.document(
+            {
+                "message": line,
+                "name": setting[1] if setting else None,
+                "value": setting[2] if setting else None,
+            }
+        )
+
+    try:
+        run_up(
+            data_dir,
+            nats_port=nats_port,
+            mongo_port=mongo_port,
+            sync_always=sync_always,
+            namespace=namespace,
+            echo=echo,
+        )
+    except ServerBinaryMissing as error:
+        raise Unreachable(str(error)) from error
+
+
+@click.command(cls=Command)
+@click.option("--once", is_flag=True, help="End when it is done; otherwise the servers stay up until Ctrl-C.")
+@click.pass_obj
+def demo(session: Session, *, once: bool) -> None:
+    """Show everything on real servers: an operation, a failing handler, its dead letter, the retry."""
+    from eventdriven_sync.demo import run
+    from eventdriven_sync.devserver import ServerBinaryMissing
+
+    def echo(line: str) -> None:
+        session.out.line(line)
+        session.out.document({"message": line})
+
+    try:
+        code = run(once=once, echo=echo)
+    except ServerBinaryMissing as error:
+        raise Unreachable(str(error)) from error
+    click.get_current_context().exit(code)

@@ -1,0 +1,143 @@
+"""One run of the program: its bus, its output, and what its errors become."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eventdriven_sync.cli.loading import load_bus
+from eventdriven_sync.cli.output import Output
+from eventdriven_sync.cli.words import clean, clean_lines
+from eventdriven_sync.errors import (
+    BrokerUnavailable,
+    CodecError,
+    ConfigurationError,
+    ConsumerConflict,
+    EventDrivenError,
+    InvalidTransition,
+    NotFound,
+    PublishOutcomeUnknown,
+    StoreUnavailable,
+    StreamConflict,
+)
+
+if TYPE_CHECKING:
+    from eventdriven_sync.bus import EventBus
+
+FAILED = 1
+USAGE = 2
+UNREACHABLE = 3
+INTERRUPTED = 130
+
+_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (StoreUnavailable, UNREACHABLE),
+    (BrokerUnavailable, UNREACHABLE),
+    (PublishOutcomeUnknown, UNREACHABLE),
+    (StreamConflict, FAILED),
+    (ConsumerConflict, FAILED),
+    (ConfigurationError, USAGE),
+    (CodecError, USAGE),
+    (NotFound, USAGE),
+    (InvalidTransition, USAGE),
+)
+
+
+class Unreachable(EventDrivenError):
+    """A server that a command needs cannot be had."""
+
+
+class Session:
+    """What a command works with. One thread only.
+
+    Attributes:
+        app: ``module:bus``, or None.
+        debug: show stacks of errors.
+        out: where results go.
+    """
+
+    def __init__(self) -> None:
+        self.app: str | None = None
+        self.debug = False
+        self.out = Output()
+        self._app_bus: EventBus | None = None
+        self._bus: EventBus | None = None
+
+    def bus(self) -> EventBus:
+        """A bus to look at things with. It has no handlers, so using it subscribes nobody to anything."""
+        from eventdriven_sync.bus import EventBus
+
+        if self._bus is None:
+            self._bus = EventBus.from_env()
+            if self.app:
+                app = self.app_bus()
+                self._bus = EventBus(settings=app.settings, broker=app.broker, store=app.store)
+        self._bus.open()
+        return self._bus
+
+    def app_bus(self) -> EventBus:
+        """The application's own bus, with its handlers and event classes.
+
+        Raises:
+            UsageError: no ``--app`` was given.
+            ConfigurationError: it cannot be loaded.
+        """
+        if not self.app:
+            raise click.UsageError(
+                "this needs the application's bus: --app module:bus, or EVENTDRIVEN_APP=module:bus"
+            )
+        if self._app_bus is None:
+            self._app_bus = load_bus(self.app)
+        return self._app_bus
+
+    def close(self) -> None:
+        """Disconnect: what was published is on its way."""
+        for bus in (self._bus, self._app_bus):
+            if bus is not None:
+                bus.close(timeout=2.0)
+
+
+class Root(click.Group):
+    """The program: errors become one line on the error output and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        session = ctx.ensure_object(Session)
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:  # the border to the user: whatever it is becomes a line and a code
+            _report(error, debug=session.debug)
+            ctx.exit(exit_code(error))
+
+
+def exit_code(error: Exception) -> int:
+    """2 for what the caller can mend by calling otherwise, 3 for a server that is away, 1 for the rest."""
+    if isinstance(error, Unreachable):
+        return UNREACHABLE
+    return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+
+
+def _report(error: Exception, *, debug: bool) -> None:
+    if debug:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    if isinstance(error, EventDrivenError):
+        click.echo(f"Error: {clean_lines(error)}", err=True)
+        return
+    hint = "" if debug else " (--debug shows where)"
+    click.echo(f"Error: {type(error).__name__}: {clean(error)}{hint}", err=True)
+
+
+def person() -> str:
+    """Who acts, as it is kept with what was done: ``cli:ada``."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container whose user has no name
+        return f"cli:uid {os.getuid()}"
