@@ -38,6 +38,8 @@ MAX_BYTES = 8 * 1024 * 1024
 _OVERDUE = 5.0
 # Between two tries of a write, where the driver itself did not wait for a server.
 _PAUSE = 0.05
+# The driver looks at its deadline every 0.5 s while it waits for a server: it gets a little less time.
+_MARGIN = 0.25
 _WRITES = frozenset({"insert", "update", "delete", "findAndModify", "commitTransaction"})
 
 
@@ -257,16 +259,17 @@ class Connection:
             PyMongoError: the server answered with an error.
         """
         self._sent.forget()
+        begun = time.monotonic()
+        until = deadline - min(_MARGIN, (deadline - begun) / 4)
         while True:
-            left = deadline - time.monotonic()
             try:
                 # The driver takes 0 as "no limit".
-                with pymongo.timeout(max(left, 0.001)):
+                with pymongo.timeout(max(until - time.monotonic(), 0.001)):
                     return body()
             except PyMongoError as error:
                 if not passing(error):
                     raise
-                if deadline - time.monotonic() <= _PAUSE:
+                if until - time.monotonic() <= _PAUSE:
                     raise Unanswered(sent=self._sent.any(), cause=error) from error
             time.sleep(_PAUSE)
 

@@ -1,4 +1,4 @@
-"""Handlers, workers, leases and statistics in MongoDB. All times are the server's (``$$NOW``)."""
+"""Handlers, workers, leases and statistics in MongoDB. What is compared is the server's time (``$$NOW``)."""
 
 from __future__ import annotations
 
@@ -152,16 +152,21 @@ def _registration(record: HandlerRecord) -> list[Document]:
         ]
     }
     starts_at = "$$NOW" if record.starts_at == NEW else {"$literal": record.starts_at}
-    first: Document = {"starts_at": starts_at, "registered_at": "$$NOW", "reconciled_until": None}
+    first: Document = {
+        "starts_at": starts_at,
+        "registered_at": {"$literal": record.registered_at},
+        "reconciled_until": {"$literal": record.reconciled_until},
+    }
     fields: Document = {
         "events": sorted(record.events),
         "location": record.location,
         "policy": record.policy,
         "options": record.options,
+        "seen_at": record.seen_at,
         "retired_at": None,
     }
     kept = {name: {"$cond": [known, f"${name}", value]} for name, value in first.items()}
-    return [{"$set": kept | _literal(fields) | {"seen_at": "$$NOW"}}]
+    return [{"$set": kept | _literal(fields)}]
 
 
 def _handler(document: Document) -> HandlerRecord:

@@ -143,7 +143,7 @@ class MongoEvents:
         connection = self._link.now
         events = [event for ticket in tickets for event in ticket.items]
         found = iter(connection.attempt(lambda: insert_events(connection, events), deadline=deadline))
-        return [_answer([next(found) for _ in ticket.items]) for ticket in tickets]
+        return [answer([next(found) for _ in ticket.items]) for ticket in tickets]
 
     def get(self, ids: Sequence[str]) -> dict[str, Envelope]:
         """The events with these ids, as far as they exist."""
@@ -298,7 +298,8 @@ def _verdict(
     )
 
 
-def _answer(found: list[bool | BaseException]) -> list[bool] | BaseException:
+def answer(found: Sequence[bool | BaseException]) -> list[bool] | BaseException:
+    """What one caller is told: everything, or what went wrong first."""
     errors = [item for item in found if isinstance(item, BaseException)]
     return errors[0] if errors else [item is True for item in found]
 
@@ -322,10 +323,10 @@ def append_in(connection: Connection, session: Any, events: Sequence[Prepared]) 
         ) from error
     first = {event.id: event for event in fresh}
     known: Mapping[str, Document] = {key: {"code": DUPLICATE_KEY} for key in hashes}
-    answer = _answer([_verdict(e, first, hashes, known) if e.id in hashes else next(added) for e in events])
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+    told = answer([_verdict(e, first, hashes, known) if e.id in hashes else next(added) for e in events])
+    if isinstance(told, BaseException):
+        raise told
+    return told
 
 
 def event_filter(query: EventQuery) -> Document:

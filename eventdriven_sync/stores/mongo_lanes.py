@@ -22,9 +22,10 @@ from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, RetryAt
 from eventdriven_sync.records import Delivery, RawMessage, Settlement
 from eventdriven_sync.stores.collections import DELIVERIES, Document
 from eventdriven_sync.stores.connection import Connection, Link, Ticket
-from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, translated
+from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, error_code, translated
 from eventdriven_sync.stores.mongo_events import (
     Prepared,
+    answer,
     append_in,
     clean,
     encoded,
@@ -93,27 +94,27 @@ class MongoLanes:
         connection = self._link.now
         records = [record for ticket in tickets for record in ticket.items]
         found = iter(connection.attempt(lambda: write_records(connection, records), deadline=deadline))
-        return [_answer([next(found) for _ in ticket.items]) for ticket in tickets]
+        return [answer([next(found) for _ in ticket.items]) for ticket in tickets]
 
     def settle_in(self, session: Any, settlement: Settlement) -> bool:
         """The same inside a transaction; False means: abort.
 
-        Also False when an earlier commit of this attempt went through unanswered: committing again would
-        double the business writes. The record then tells the outcome.
+        Also False when this attempt is recorded already, by a commit whose answer was lost: committing
+        again would double the business writes beside it.
+
+        Raises:
+            StoreError: its cause says whether the transaction may be run again.
         """
         record = _record(settlement)
         connection = self._link.now
-        target = connection.collections[DELIVERIES]
         if record.emitted:
             append_in(connection, session, record.emitted)
         try:
-            result = target.bulk_write([record.write], session=session)
-        except BulkWriteError as error:
-            if _duplicate(error):
-                return False
-            raise translated(error, "while recording an outcome", timeout=0) from error
+            result = connection.collections[DELIVERIES].bulk_write([record.write], session=session)
         except PyMongoError as error:
-            raise translated(error, "while recording an outcome", timeout=0) from error
+            if error_code(error) == DUPLICATE_KEY:
+                return False
+            raise translated(error, "while recording an outcome", timeout=connection.timeout) from error
         return result.inserted_count + result.matched_count + result.upserted_count == 1
 
     def held(self, ids: Sequence[str]) -> dict[str, str]:
@@ -168,6 +169,7 @@ class MongoLanes:
         fields = {
             "state": "retrying",
             "due_at": "$$NOW",
+            "token": "",  # a result that comes all the same must not pass for recorded
             "attempts": {"$max": [0, {"$subtract": ["$attempts", 1]}]},
         }
         self._change(delivery_ids, token, fields, "while giving deliveries back")
@@ -240,20 +242,11 @@ def _recorded(record: Record, failed: Document | None, owners: Mapping[str, str]
     return owners.get(record.id) == record.token
 
 
-def _answer(found: list[bool | BaseException]) -> list[bool] | BaseException:
-    errors = [item for item in found if isinstance(item, BaseException)]
-    return errors[0] if errors else [item is True for item in found]
-
-
-def _duplicate(error: BulkWriteError) -> bool:
-    return any(item["code"] == DUPLICATE_KEY for item in error.details.get("writeErrors", ()))
-
-
 def _record(settlement: Settlement) -> Record:
-    """What to write for a settlement: an insert wherever possible, since an upsert costs three times that."""
+    """What to write for a settlement: an insert wherever possible, since an update costs a multiple."""
     outcome = settlement.outcome
     key = settlement.delivery_id
-    emitted = tuple(prepare(event) for event in settlement.emitted)
+    emitted = _emitted(settlement)
     size = sum(len(event.raw.raw) for event in emitted)
     if settlement.claimed:
         where = {"_id": key, "token": settlement.token, "state": "running"}
@@ -264,6 +257,12 @@ def _record(settlement: Settlement) -> Record:
         return Record(key, settlement.token, retry, emitted, size + _bytes_of(outcome, settlement))
     raw = encoded(_settled_at_once(settlement), what=f"outcome of {key}")
     return Record(key, settlement.token, InsertOne(raw), emitted, size + len(raw.raw))
+
+
+def _emitted(settlement: Settlement) -> tuple[Prepared, ...]:
+    """What the handler published; an attempt without success publishes nothing."""
+    events = settlement.emitted if isinstance(settlement.outcome, Done) else ()
+    return tuple(prepare(event) for event in events)
 
 
 def _bytes_of(outcome: Any, settlement: Settlement) -> int:
