@@ -1,0 +1,277 @@
+import json
+
+import pytest
+
+from eventdriven_sync.broker import Outgoing, StreamSpec
+from eventdriven_sync.brokers import dispatching
+from eventdriven_sync.brokers.dispatching import Dispatcher
+
+USERS = StreamSpec(name="blog_User", subjects=("blog.User.>",))
+POSTS = StreamSpec(name="blog_Post", subjects=("blog.Post.>",))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Wire:
+    """A dispatcher with a connection that records what it is given."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, str]] = []
+        self.ensured: list[str] = []
+        self.troubles: list[str] = []
+        self.dispatcher = Dispatcher(
+            inbox="in.",
+            send=self.send,
+            ensure=lambda stream: self.ensured.append(stream.name),
+            trouble=self.troubles.append,
+        )
+
+    def send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> bool:
+        assert headers is not None
+        self.sent.append((subject, reply, headers["Nats-Msg-Id"]))
+        return True
+
+    def take(self, *ids: str, stream: StreamSpec = USERS, data: bytes = b"{}", down_for: float = 0) -> int:
+        subject = stream.subjects[0].replace(">", "named")
+        messages = [Outgoing(stream=stream, subject=subject, message_id=i, data=data) for i in ids]
+        taken = self.dispatcher.take(messages, down_for=down_for)
+        self.dispatcher.pump()
+        return taken
+
+    def confirm(self, *, stream: str = "blog_User", after: int = 0) -> None:
+        for _, reply, _ in self.sent[after:]:
+            self.answer(reply, {"stream": stream, "seq": 1})
+
+    def answer(self, reply: str, body: object) -> None:
+        data = json.dumps(body, separators=(",", ":")).encode()
+        self.dispatcher.answered(reply.removeprefix("in."), data, "")
+
+    def nobody_there(self, after: int = 0) -> None:
+        for _, reply, _ in self.sent[after:]:
+            self.dispatcher.answered(reply.removeprefix("in."), b"", "503")
+
+    @property
+    def ids(self) -> list[str]:
+        return [message_id for _, _, message_id in self.sent]
+
+    @property
+    def dropped(self) -> int:
+        return self.dispatcher.counts()[1]
+
+    @property
+    def in_flight(self) -> int:
+        return self.dispatcher.counts()[2]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(dispatching, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def wire(clock: Clock) -> Wire:
+    wire = Wire()
+    wire.dispatcher.opened(1024 * 1024)
+    return wire
+
+
+def test_a_confirmed_message_is_settled(wire: Wire) -> None:
+    assert wire.take("a", "b") == 2
+    assert wire.in_flight == 2
+    wire.confirm()
+    assert wire.dispatcher.counts() == (2, 0, 0)
+
+
+def test_messages_taken_before_the_connection_go_out_with_it(clock: Clock) -> None:
+    wire = Wire()
+    wire.take("a")
+    assert wire.sent == []
+    wire.dispatcher.opened(1024 * 1024)
+    assert wire.ids == ["a"]
+
+
+def test_what_is_not_confirmed_is_sent_again_with_the_same_id_after_a_reconnect(wire: Wire) -> None:
+    wire.take("a", "b")
+    wire.answer(wire.sent[0][1], {"stream": "blog_User", "seq": 1})
+    wire.dispatcher.closed()
+    wire.dispatcher.opened(1024 * 1024)
+    assert wire.ids == ["a", "b", "b"]
+    wire.confirm(after=2)
+    assert wire.in_flight == 0
+
+
+def test_what_is_not_answered_is_sent_again_after_growing_pauses(wire: Wire, clock: Clock) -> None:
+    wire.take("a")
+    times = []
+    for _ in range(280):
+        clock.now += 0.1
+        before = len(wire.sent)
+        wire.dispatcher.tick()
+        times += [round(clock.now - 1000)] * (len(wire.sent) - before)
+    assert times == [2, 6, 14]
+
+
+def test_what_is_not_confirmed_in_time_is_dropped_and_counted(wire: Wire, clock: Clock) -> None:
+    wire.take("a")
+    clock.now += 31
+    wire.dispatcher.tick()
+    assert wire.dispatcher.counts() == (1, 1, 0)
+    assert "no confirmation within 30 s" in wire.troubles[-1]
+    wire.confirm()  # late
+    assert wire.dispatcher.counts() == (1, 1, 0)
+
+
+def test_without_connection_messages_wait_until_the_deadline(wire: Wire, clock: Clock) -> None:
+    wire.dispatcher.closed()
+    wire.take("a", down_for=0.5)
+    clock.now += 29
+    wire.dispatcher.tick()
+    assert wire.in_flight == 1
+    clock.now += 2
+    wire.dispatcher.tick()
+    assert wire.dispatcher.counts() == (1, 1, 0)
+
+
+def test_without_connection_for_longer_than_the_breaker_nothing_is_taken(wire: Wire) -> None:
+    assert wire.take("a", down_for=1.5) == 0
+    assert wire.dropped == 1
+
+
+def test_more_than_the_limit_is_dropped_at_once(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatching, "LIMIT", 3)
+    assert wire.take("a", "b") == 2
+    assert wire.take("c", "d", "e") == 1
+    assert wire.take("f") == 0
+    assert wire.dropped == 3
+    wire.confirm()
+    assert wire.take("g") == 1
+
+
+def test_more_bytes_than_the_limit_are_dropped_at_once(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatching, "LIMIT_BYTES", 100)
+    assert wire.take("a", data=b"x" * 80) == 1
+    assert wire.take("b", data=b"x" * 80) == 0
+    wire.confirm()
+    assert wire.take("c", data=b"x" * 80) == 1
+
+
+def test_only_a_window_of_messages_is_on_its_way(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatching, "WINDOW", 2)
+    wire.take("a", "b", "c", "d")
+    assert wire.ids == ["a", "b"]
+    wire.answer(wire.sent[0][1], {"stream": "blog_User", "seq": 1})
+    assert wire.ids == ["a", "b", "c"]
+
+
+def test_a_missing_stream_is_asked_for_once_and_everything_sent_again(wire: Wire) -> None:
+    wire.take("a", "b")
+    wire.nobody_there()
+    wire.take("c")
+    assert wire.ensured == ["blog_User"]
+    assert wire.ids == ["a", "b"]
+    wire.dispatcher.stream_ready("blog_User")
+    assert wire.ids == ["a", "b", "a", "b", "c"]
+
+
+def test_a_missing_stream_does_not_hold_up_others(wire: Wire) -> None:
+    wire.take("a")
+    wire.nobody_there()
+    wire.take("p", stream=POSTS)
+    assert wire.ids == ["a", "p"]
+
+
+def test_a_stream_that_responds_to_nobody_is_asked_for_less_and_less(wire: Wire, clock: Clock) -> None:
+    wire.take("a")
+    for _ in range(200):
+        sent = len(wire.sent)
+        wire.nobody_there(after=sent - 1)
+        if len(wire.ensured) and wire.dispatcher._stalls["blog_User"].asking:
+            wire.dispatcher.stream_ready("blog_User")
+        clock.now += 0.1
+        wire.dispatcher.tick()
+    assert 8 <= len(wire.ensured) <= 20
+    clock.now += 30
+    wire.dispatcher.tick()
+    assert wire.dispatcher.counts() == (1, 1, 0)
+
+
+def test_a_stream_in_conflict_drops_its_messages_and_says_why(wire: Wire, clock: Clock) -> None:
+    wire.take("a")
+    wire.nobody_there()
+    wire.dispatcher.stream_failed("blog_User", "max_age is different", for_good=True)
+    wire.take("b")
+    assert wire.dropped == 2
+    assert "max_age is different" in wire.troubles[0]
+    clock.now += 11
+    wire.take("c")
+    assert wire.ids == ["a", "c"]
+
+
+def test_a_message_that_another_stream_took_is_dropped_and_reported(wire: Wire) -> None:
+    wire.take("a")
+    wire.confirm(stream="other")
+    assert wire.dropped == 1
+    assert "taken by stream 'other'" in wire.troubles[0]
+
+
+def test_a_duplicate_is_a_confirmation(wire: Wire) -> None:
+    wire.take("a")
+    wire.answer(wire.sent[0][1], {"stream": "blog_User", "seq": 1, "duplicate": True})
+    assert wire.dispatcher.counts() == (1, 0, 0)
+
+
+def test_a_temporary_error_is_tried_again_and_a_final_one_dropped(wire: Wire, clock: Clock) -> None:
+    wire.take("a", "b")
+    busy = {"error": {"code": 503, "err_code": 10077, "description": "maximum messages exceeded"}}
+    wrong = {"error": {"code": 400, "err_code": 10054, "description": "message size exceeds maximum"}}
+    wire.answer(wire.sent[0][1], busy)
+    wire.answer(wire.sent[1][1], wrong)
+    assert wire.dropped == 1
+    clock.now += 2.5
+    wire.dispatcher.tick()
+    assert wire.ids == ["a", "b", "a"]
+
+
+def test_a_message_that_would_cut_the_connection_is_not_sent(clock: Clock) -> None:
+    wire = Wire()
+    wire.dispatcher.opened(4096)
+    wire.take("a", data=b"x" * 4090)  # below max_payload, but not with its headers
+    wire.take("b", data=b"x" * 3000)
+    assert wire.ids == ["b"]
+    assert "max_payload" in wire.troubles[0]
+    assert "4096" in wire.troubles[0]
+
+
+@pytest.mark.parametrize("subject", ["", "a b", "a.*", "a.>", "a..b", "a.\r\nPUB x 0", ".a", "a."])
+def test_a_subject_that_would_break_the_protocol_is_not_sent(wire: Wire, subject: str) -> None:
+    wire.dispatcher.take([Outgoing(stream=USERS, subject=subject, message_id="a", data=b"")], down_for=0)
+    wire.dispatcher.pump()
+    assert wire.sent == []
+    assert wire.dropped == 1
+
+
+def test_a_subject_without_permission_is_dropped(wire: Wire) -> None:
+    wire.take("a")
+    wire.take("p", stream=POSTS)
+    wire.dispatcher.denied("blog.user.named")
+    assert wire.dispatcher.counts() == (2, 1, 1)
+    assert "no permission" in wire.troubles[0]
+
+
+def test_the_mark_is_passed_when_everything_before_it_is_settled(wire: Wire) -> None:
+    assert wire.dispatcher.settled_below(wire.dispatcher.mark())
+    wire.take("a", "b")
+    mark = wire.dispatcher.mark()
+    wire.take("c")
+    wire.answer(wire.sent[1][1], {"stream": "blog_User", "seq": 1})
+    assert not wire.dispatcher.settled_below(mark)
+    wire.answer(wire.sent[0][1], {"stream": "blog_User", "seq": 1})
+    assert wire.dispatcher.settled_below(mark)
