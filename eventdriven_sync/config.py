@@ -247,8 +247,9 @@ def _read(variable: str, text: str, default: Any) -> Any:
     try:
         return type(default)(text)
     except ValueError as error:
+        kind = "whole number" if isinstance(default, int) else "number"
         raise ConfigurationError(
-            f"{variable} is {shorten(text)}: give a {type(default).__name__}, for example {default}",
+            f"{variable} is {shorten(text)}: give a {kind}, for example {default}",
             field=variable,
             value=text,
         ) from error

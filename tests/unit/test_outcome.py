@@ -1,0 +1,93 @@
+import math
+import pickle
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any, get_args
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventdriven_sync import Discard, Reject, Retry
+from eventdriven_sync.errors import EventDrivenError, InvalidDelay
+from eventdriven_sync.outcome import (
+    FINAL_STATES,
+    MAX_DELAY,
+    MOVES,
+    Dead,
+    DeadReason,
+    DeliveryState,
+    Discarded,
+    Done,
+    Failure,
+    RetryAt,
+    check_delay,
+)
+
+FAILURE = Failure(
+    error_type="OSError", message="x", traceback="", failed_at=datetime(2026, 1, 1, tzinfo=UTC), attempt=1
+)
+
+
+@pytest.mark.parametrize("after", [0, 0.5, 60, MAX_DELAY])
+def test_a_delay_in_range_is_taken(after: float) -> None:
+    assert Retry(after=after).after == after
+    assert type(check_delay(after)) is float
+
+
+@pytest.mark.parametrize("after", [-1, -1e-9, MAX_DELAY + 1, math.nan, math.inf, "60", None, True, 10**400])
+def test_a_delay_out_of_range_is_refused_with_the_range(after: Any) -> None:
+    with pytest.raises(
+        InvalidDelay, match=r"after is .*: give seconds from 0 to 31,536,000 \(365 days\)"
+    ) as caught:
+        Retry("later", after=after)
+    assert caught.value.limit == MAX_DELAY
+
+
+@pytest.mark.parametrize("signal", [Retry("later", after=5), Reject("why"), Discard("why")])
+def test_signals_are_no_errors_of_ours_and_survive_pickling(signal: Exception) -> None:
+    assert not isinstance(signal, EventDrivenError)
+    again = pickle.loads(pickle.dumps(signal))
+    assert type(again) is type(signal)
+    assert (again.args, vars(again)) == (signal.args, vars(signal))
+
+
+@pytest.mark.parametrize("outcome", [Done(), RetryAt(after=1, failure=FAILURE), Discarded(reason="x")])
+def test_an_outcome_is_an_immutable_value(outcome: Any) -> None:
+    assert outcome == attrs.evolve(outcome)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        outcome.reason = "other"
+
+
+def test_an_outcome_is_told_from_another() -> None:
+    assert Dead(reason="rejected", failure=FAILURE) != Dead(reason="timeout", failure=FAILURE)
+
+
+STATES = get_args(DeliveryState)
+
+
+def test_every_state_has_its_moves_and_every_move_leads_to_a_state() -> None:
+    assert set(MOVES) == {None, *STATES}
+    assert set().union(*MOVES.values()) == set(STATES)
+    assert len(get_args(DeadReason)) == 9
+
+
+def test_what_succeeded_or_was_discarded_never_moves_again() -> None:
+    assert MOVES["succeeded"] == MOVES["discarded"] == frozenset()
+    assert MOVES["dead"] == {"retrying", "discarded"}
+    assert {"succeeded", "dead", "discarded"} == FINAL_STATES
+
+
+@given(path=st.lists(st.sampled_from(STATES), max_size=30))
+def test_a_delivery_that_only_makes_allowed_moves_succeeds_at_most_once(path: list[str]) -> None:
+    state: str | None = None
+    visited = []
+    for step in path:
+        if step in MOVES[state]:
+            visited.append(state := step)
+    assert visited.count("succeeded") <= 1
+    assert "succeeded" not in visited[:-1]
+    # An attempt always begins by being "running", unless the live lane records it at once.
+    for before, after in pairwise(visited):
+        assert after != "succeeded" or before == "running"
