@@ -309,7 +309,8 @@ class _Supervisor:
         log.info("SIGHUP: replacing %d processes, one after the other", len(self._slots))
         self._rolling = deque(self._slots)
         if self._replacing:
-            self._replacing.settled_at = self._replacing = None
+            self._replacing.settled_at = None
+            self._replacing = None
 
     def _roll_on(self) -> None:
         """Ask the next one to end as soon as the one before has settled."""

@@ -1,0 +1,96 @@
+"""The doctor: checks servers, settings and the service itself, and says what to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import attrs
+
+from eventdriven_sync.doctor import mongo_checks, nats_checks, service_checks
+from eventdriven_sync.doctor.check import CannotCheck, Check
+from eventdriven_sync.doctor.facts import Facts, gather
+
+if TYPE_CHECKING:
+    from eventdriven_sync.bus import EventBus
+
+__all__ = ["Check", "diagnose"]
+
+log = logging.getLogger(__name__)
+
+CHECKS: tuple[tuple[str, Callable[[Facts], Check]], ...] = (
+    ("NATS", nats_checks.reachable),
+    ("NATS version", nats_checks.server_version),
+    ("NATS max_payload", nats_checks.max_payload),
+    ("NATS security", nats_checks.security),
+    ("NATS durability", nats_checks.durability),
+    ("NATS storage", nats_checks.storage),
+    ("NATS clock", service_checks.broker_clock),
+    ("stream settings", nats_checks.stream_settings),
+    ("stream replicas", nats_checks.replicas),
+    ("consumer settings", nats_checks.consumer_settings),
+    ("consumer slots", nats_checks.consumer_slots),
+    ("consumer progress", nats_checks.consumer_progress),
+    ("MongoDB", mongo_checks.reachable),
+    ("MongoDB version", mongo_checks.server_version),
+    ("MongoDB replica set", mongo_checks.replica_set),
+    ("MongoDB arbiters", mongo_checks.arbiters),
+    ("MongoDB majority", mongo_checks.journaled_majority),
+    ("MongoDB storage engine", mongo_checks.storage_engine),
+    ("MongoDB security", mongo_checks.security),
+    ("MongoDB clock", mongo_checks.clock),
+    ("MongoDB oplog", mongo_checks.oplog),
+    ("durable write", mongo_checks.durable_write),
+    ("transactions", mongo_checks.transactions),
+    ("indexes", mongo_checks.indexes),
+    ("round trip", service_checks.round_trip),
+    ("workers", service_checks.workers),
+    ("backlog", service_checks.backlog),
+    ("overdue deliveries", service_checks.overdue),
+    ("dead letters", service_checks.dead_letters),
+    ("Python", service_checks.python),
+    ("libraries", service_checks.libraries),
+    ("forking", service_checks.forking),
+)
+
+
+def diagnose(bus: EventBus, *, monitoring_url: str | None = None, round_trip: bool = True) -> list[Check]:
+    """Check both servers, the settings and the service; takes up to 20 seconds and never raises for findings.
+
+    It opens the event store (which creates what indexes are missing), takes and gives back a lease, and
+    aborts a transaction. With ``round_trip`` it publishes six events ``Eventdriven.ping``, handles them, and
+    retires their handler and deletes its consumer again; the events, their deliveries and their stream
+    remain.
+
+    Args:
+        monitoring_url: NATS's monitoring port, for example ``http://localhost:8222``; only there can be seen
+            whether messages are synced to the disk.
+        round_trip: whether to publish.
+
+    Example:
+        >>> assert not [check for check in diagnose(bus) if check.level == "fail"]
+    """
+    facts = gather(bus, monitoring_url=monitoring_url, round_trip=round_trip)
+    return examine(facts)
+
+
+def examine(facts: Facts) -> list[Check]:
+    """All checks on these facts."""
+    return [_perform(name, check, facts) for name, check in CHECKS]
+
+
+def _perform(name: str, check: Callable[[Facts], Check], facts: Facts) -> Check:
+    try:
+        return attrs.evolve(check(facts), name=name)
+    except CannotCheck as obstacle:
+        if obstacle.unknown.skipped:
+            return Check(name, "info", f"skipped: {obstacle}")
+        return _unchecked(name, str(obstacle))
+    except Exception as error:  # a server may answer anything; the other checks go on
+        log.debug("The check %s failed", name, exc_info=True)
+        return _unchecked(name, f"{type(error).__name__}: {error}")
+
+
+def _unchecked(name: str, why: str) -> Check:
+    return Check(name, "warn", f"could not be checked: {why}", "see to it that it can be, or look yourself")
