@@ -153,6 +153,7 @@ class Bridge:
     def _start(self) -> None:
         _register_hooks()
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_on_stray_error)
         _started.add(self)  # before the thread: a fork must find every loop that could run
         thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         thread.start()
@@ -252,6 +253,13 @@ async def _end_all() -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=1.0)
+
+
+def _on_stray_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A task of nats-py that failed with nobody waiting for it; asyncio would print a traceback each time."""
+    logger.info(
+        "%s: %r", context.get("message"), context.get("exception"), extra={"action": "loop_stray_error"}
+    )
 
 
 # --- fork and exit ------------------------------------------------------------------------------------

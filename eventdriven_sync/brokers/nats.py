@@ -63,21 +63,25 @@ class _Client(Client):
 
     @property
     def info(self) -> dict[str, Any]:
-        return dict(self._server_info)
+        return self._server_info
 
     async def listen(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Subscribe without nats-py's limits, which drop messages: windows and credit bound what comes."""
         return await self.subscribe(subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
 
     async def discard(self) -> None:
-        """Drop the socket first: a peer that does not read would keep ``close`` waiting."""
+        """End it without ``close``, which waits for a peer that does not read and stops at an error."""
+        self._status = Client.CLOSED
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
-        try:
-            await asyncio.wait_for(self.close(), 1.0)
-        except Exception as error:
-            logger.debug("closing a lost connection: %r", error, extra={"action": "nats_discarded"})
+        tasks = [self._reading_task, self._ping_interval_task, self._flusher_task]
+        tasks += [subscription._wait_for_msgs_task for subscription in self._subs.values()]
+        left = [task for task in tasks if task is not None and not task.done()]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=1.0)
 
     # An exception in the next three ends nats-py's reader without a word, and the message comes again.
 
@@ -161,10 +165,10 @@ class Live:
     # --- the connection
 
     async def _connect(self) -> _Client:
-        parts = [urlsplit(server) for server in self._servers]
-        user, password = next(((p.username, p.password) for p in parts if p.username), (None, None))
+        urls = [urlsplit(server) for server in self._servers]
+        user, password = next(((url.username, url.password) for url in urls if url.username), (None, None))
         client = _Client()
-        client.secure_only = any(part.scheme == "tls" for part in parts)
+        client.secure_only = any(url.scheme == "tls" for url in urls)
         try:
             await asyncio.wait_for(
                 client.connect(
@@ -193,8 +197,7 @@ class Live:
 
     async def _up(self, client: _Client) -> None:
         await client.listen(f"{self._inbox}.a.*", self._on_answer)
-        info = client.info
-        self.server = {key: info[key] for key in _SHOWN if key in info}
+        self.server = {key: value for key, value in client.info.items() if key in _SHOWN}
         self._refusal = None
         if not client.secure_only:
             found = {f"nats://{server.netloc}" for server in client.discovered_servers}
@@ -222,11 +225,13 @@ class Live:
         denied = _DENIED.search(text)
         if denied:
             text = f"no permission: {denied[1]} to {denied[2]}"
+            self.trouble(text)
             self.dispatcher.denied(denied[2].lower())
             waiting = self._denials.get(denied[2].lower())
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
-        self.trouble(text)
+        else:
+            self.trouble(text)
 
     async def _on_answer(self, message: Msg) -> None:
         status = message.headers.get("Status", "") if message.headers else ""
