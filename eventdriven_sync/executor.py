@@ -7,13 +7,16 @@ acknowledges. No hook stands between them.
 from __future__ import annotations
 
 import contextvars
+import logging
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from types import TracebackType
 from typing import Any
 
 import attrs
+from tenacity import retry_always
 
 from eventdriven_sync import context
 from eventdriven_sync.broker import Consumption, Incoming
@@ -26,6 +29,8 @@ from eventdriven_sync.errors import (
     HandlerTimeout,
     InvalidEnvelope,
     LeaseLost,
+    PublishOutcomeUnknown,
+    StoreUnavailable,
     UnknownVersion,
     WorkerLost,
 )
@@ -41,11 +46,17 @@ from eventdriven_sync.outcome import (
     Reject,
     Retry,
     RetryAt,
+    check_delay,
 )
 from eventdriven_sync.records import Delivery, RawMessage, Settlement, delivery_id
+from eventdriven_sync.retry import RetryPolicy
 from eventdriven_sync.store import Store
 
-MAX_TRACEBACK = 16 * 1024
+log = logging.getLogger(__name__)
+
+# Asked for by the handler, or the store's fault: `on` of a policy is about the handler's own errors.
+_NOT_THE_HANDLERS = (Retry, StoreUnavailable, PublishOutcomeUnknown)
+MAX_TRACEBACK = 16 * 1024  # bytes
 MAX_MESSAGE = 2000
 MAX_RAW = 1024 * 1024
 
@@ -60,6 +71,7 @@ class Attempt:
         event: None when the message is no event we can read; ``fault`` says why.
         payload: the user's object, decoded when the attempt is prepared.
         fault: what stands against running the handler at all.
+        key: what a batch handler's ``group_by`` said.
     """
 
     handler: Handler
@@ -72,6 +84,7 @@ class Attempt:
     token: str = attrs.field(factory=new_id)
     checked: bool = False
     read: bool = False
+    key: Any = None
     handling: context.Handling | None = None
     started_at: datetime = attrs.field(factory=utcnow)
     started: float = attrs.field(factory=time.monotonic)
@@ -100,10 +113,8 @@ class Executor:
     """Runs attempts. Thread-safe: it keeps nothing between calls."""
 
     def __init__(self, *, codec: Codec, store: Store, settings: Settings, worker: str) -> None:
-        self._codec = codec
-        self._store = store
-        self._settings = settings
-        self._worker = worker
+        self._codec, self._store = codec, store
+        self._settings, self._worker = settings, worker
 
     def read(self, attempt: Attempt) -> None:
         """Decode the message or the claimed record; what cannot be read becomes the attempt's fault."""
@@ -115,6 +126,20 @@ class Executor:
                 attempt.event = self._envelope(attempt)
             attempt.payload = self._payload(attempt)
         except CodecError as error:
+            attempt.fault = error
+        except Exception as error:  # the user's class does what it likes while it is built
+            attempt.fault = CodecError(f"{attempt.handler.name} cannot read this: {_text(error)}")
+
+    def group(self, attempt: Attempt) -> None:
+        """Ask a batch handler's ``group_by`` for the key; if it fails, that is how the attempt ends."""
+        batch = attempt.handler.batch
+        if attempt.fault or batch is None or batch.group_by is None:
+            return
+        attempt.begin()
+        try:
+            attempt.key = batch.group_by(attempt.payload)
+            hash(attempt.key)
+        except BaseException as error:  # the user's function, which may raise anything
             attempt.fault = error
 
     def run(self, attempt: Attempt) -> Settlement:
@@ -173,9 +198,7 @@ class Executor:
         return self._by_policy(attempt, error, failure)
 
     def _by_policy(self, attempt: Attempt, error: BaseException, failure: Failure) -> Outcome:
-        verdict = attempt.handler.retry.decide(
-            error, failures=_failed(attempt) + 1, elapsed=_since_first_failure(attempt)
-        )
+        verdict = _verdict(attempt, error)
         if isinstance(verdict, str):
             timed_out = isinstance(error, HandlerTimeout) and verdict == "attempts_exhausted"
             return Dead(reason="timeout" if timed_out else verdict, failure=failure)
@@ -186,7 +209,7 @@ class Executor:
         waited = _since_first_failure(attempt)
         if waited >= self._settings.version_grace:
             return Dead(reason="unknown_version", failure=failure)
-        return RetryAt(after=min(2.0 ** min(_failed(attempt), 8), 300.0), failure=failure)
+        return RetryAt(after=2.0 ** min(_failed(attempt), 8), failure=failure)
 
     def _envelope(self, attempt: Attempt) -> Envelope:
         if attempt.delivery and attempt.delivery.event:
@@ -218,7 +241,8 @@ class Executor:
         return self._codec.decode(kind, event.data)
 
     def _fault(self, attempt: Attempt) -> BaseException | None:
-        lost = attempt.delivery.lost if attempt.delivery else 0
+        # With a message the count is only what the broker believes, which alone must not end a delivery.
+        lost = attempt.delivery.lost if attempt.delivery and not attempt.message else 0
         if lost >= self._settings.max_lost:
             return WorkerLost(
                 f"{lost} workers died while running {attempt.handler.name} for event {attempt.event_id}",
@@ -233,12 +257,15 @@ class Executor:
 
         def body(session: Any) -> None:
             _call_afresh(handling, session, function, attempt.payload)
-            self._settle_in(session, self.settlement(attempt, None, emitted=handling.emitted))
+            settlement = self.settlement(attempt, None, emitted=handling.emitted)
+            self._settle_in(session, settlement, handling)
 
         return self._transact(body, attempt.handler)
 
-    def _settle_in(self, session: Any, settlement: Settlement) -> None:
-        if not self._store.deliveries.settle_in(session, settlement):
+    def _settle_in(self, session: Any, settlement: Settlement, handling: context.Handling) -> None:
+        recorded = self._store.deliveries.settle_in(session, settlement)
+        # Asked last: what was abandoned before is on record as failed, under the same token.
+        if not recorded or handling.abandoned:
             raise LeaseLost(f"delivery {settlement.delivery_id} was settled by somebody else meanwhile")
 
     def _transact(self, body: Callable[[Any], None], handler: Handler) -> BaseException | None:
@@ -261,7 +288,7 @@ class Executor:
             _call_afresh(handling, session, handler.function, batch)
             for settlement in self._batch_settlements(attempts, batch, handling, None):
                 if isinstance(settlement.outcome, Done):
-                    self._settle_in(session, settlement)
+                    self._settle_in(session, settlement, handling)
 
         return self._transact(body, handler)
 
@@ -311,6 +338,8 @@ def _guarded(handling: context.Handling, function: Any, *arguments: Any) -> Base
 
 def _call_afresh(handling: context.Handling, session: Any, function: Any, argument: Any) -> None:
     """One run inside a transaction. The driver may run it again on a conflict: it begins from nothing."""
+    if handling.abandoned:
+        raise LeaseLost(f"{handling.handler} no longer owns this delivery: it does not run again")
     handling.emitted.clear()
     handling.published, handling.session = 0, session
     error = _guarded(handling, function, argument, session)
@@ -331,7 +360,7 @@ def _fatal(error: BaseException, attempt: Attempt) -> DeadReason | None:
         return "worker_lost"
     if isinstance(error, ChainTooDeep):
         return "not_retryable"
-    if error is not attempt.fault or isinstance(error, UnknownVersion):
+    if error is not attempt.fault or isinstance(error, UnknownVersion) or not isinstance(error, CodecError):
         return None
     if attempt.event is None:
         return "invalid" if isinstance(error, InvalidEnvelope) else "undecodable"
@@ -342,13 +371,32 @@ def _failed(attempt: Attempt) -> int:
     return attempt.delivery.failed if attempt.delivery else 0
 
 
+def _verdict(attempt: Attempt, error: BaseException) -> float | DeadReason:
+    """What the handler's policy says; a policy that fails itself is replaced by the default one."""
+    policy = attempt.handler.retry
+    if isinstance(error, _NOT_THE_HANDLERS):
+        policy = attrs.evolve(policy, on=retry_always)
+    failures, elapsed = _failed(attempt) + 1, _since_first_failure(attempt)
+    try:
+        verdict = policy.decide(error, failures=failures, elapsed=elapsed)
+        return verdict if isinstance(verdict, str) else check_delay(verdict)
+    except Exception:
+        log.exception("The retry policy of %s failed, the default one decides", attempt.handler.name)
+        return RetryPolicy(on=retry_always).decide(error, failures=failures, elapsed=elapsed)
+
+
 def _since_first_failure(attempt: Attempt) -> float:
-    """Seconds since the first failure of this generation, 0.0 if this is it."""
+    """Seconds since the first failure of this generation, 0.0 if this is it.
+
+    Of many failures the first are no longer on record: the pace of those that are says how long all took.
+    """
     delivery = attempt.delivery
-    if not delivery:
-        return time.monotonic() - attempt.started
-    own = [failure for failure in delivery.failures if failure.generation == delivery.generation]
-    return max((utcnow() - own[0].failed_at).total_seconds(), 0.0) if own else 0.0
+    own = [f for f in delivery.failures if f.generation == delivery.generation] if delivery else []
+    if not delivery or not own:
+        return 0.0
+    now = utcnow()
+    seconds = (now - own[0].failed_at).total_seconds() * max(delivery.failed / len(own), 1.0)
+    return max(min(seconds, (now - delivery.created_at).total_seconds()), 0.0)
 
 
 def _subject_name(attempt: Attempt) -> str:
@@ -372,28 +420,31 @@ def _raw(attempt: Attempt) -> RawMessage | None:
 
 
 def _text(error: BaseException) -> str:
+    """What it says, storable: without lone surrogates, cut to its limit."""
     try:
-        text = str(error)
-    except Exception as broken:  # an exception of user code may not even be printable
+        text = str(error)[:MAX_MESSAGE]
+    except BaseException as broken:  # an exception of user code may not even be printable
         text = f"<its text cannot be read: {type(broken).__name__}>"
-    return _storable(text)[:MAX_MESSAGE]
+    return text.encode("utf-8", "backslashreplace").decode()[:MAX_MESSAGE]
 
 
 def _stack(error: BaseException) -> str:
     """The stack without our own frames on top, its end kept: that is where the fault is."""
-    stack = getattr(error, "stack", None)
-    if isinstance(stack, str):
-        return _storable(stack)[-MAX_TRACEBACK:]
-    tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_globals.get("__name__") == __name__:
+    stack = getattr(error, "stack", None) if isinstance(error, HandlerTimeout) else None
+    if not isinstance(stack, str):
+        try:
+            stack = "".join(traceback.format_exception(type(error), error, _of_handler(error)))
+        except BaseException as broken:
+            stack = f"{type(error).__name__} (its traceback cannot be read: {type(broken).__name__})"
+    kept = stack[-MAX_TRACEBACK:].encode("utf-8", "backslashreplace")[-MAX_TRACEBACK:]
+    return kept.decode("utf-8", "ignore")
+
+
+def _of_handler(error: BaseException) -> TracebackType | None:
+    """The traceback below our last frame: with a transaction the driver's frames stand between ours."""
+    found = tb = error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_globals.get("__name__") == __name__:
+            found = tb.tb_next
         tb = tb.tb_next
-    try:
-        lines = traceback.format_exception(type(error), error, tb)
-    except Exception as broken:
-        lines = [f"{type(error).__name__} (its traceback cannot be read: {type(broken).__name__})"]
-    return _storable("".join(lines))[-MAX_TRACEBACK:]
-
-
-def _storable(text: str) -> str:
-    """Lone surrogates cannot be stored; an error text may hold some."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return found

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import attrs
 
-from eventdriven_sync.config import Settings, check_name, check_number
+from eventdriven_sync.config import check_name, check_number
 from eventdriven_sync.errors import InvalidHandler, InvalidOption, shorten
 from eventdriven_sync.events import EventType, event_type_of
 from eventdriven_sync.retry import RetryPolicy
@@ -91,7 +91,8 @@ def make_handler(
     Raises:
         InvalidGroupName, InvalidHandler, InvalidOption, InvalidEventType: naming what is wrong.
     """
-    label = f"{group}.{check_name(name or getattr(function, '__name__', ''), what='handler')}"
+    given = getattr(function, "__name__", "") if name is None else name
+    label = f"{group}.{check_name(given, what='handler')}"
     if not events:
         raise InvalidHandler(f"handler {label} names no event class: @group.handler(UserNameUpdated)")
     _check_function(function, label, transactional)
@@ -100,7 +101,7 @@ def make_handler(
     if timeout is not None:
         check_number(timeout, field=f"handler {label}: timeout", low=0.01, high=MAX_TIMEOUT)
     if threads is not None:
-        _check_count(threads, field=f"handler {label}: threads", high=1024)
+        check_count(threads, field=f"handler {label}: threads", high=1024)
     return Handler(
         name=label,
         function=function,
@@ -118,7 +119,7 @@ def make_batch_options(
     *, max_size: int, max_wait: float, group_by: Callable[[Any], Any] | None
 ) -> BatchOptions:
     """Check the options of a batch handler; InvalidOption names the one out of range."""
-    _check_count(max_size, field="max_size", high=10_000)
+    check_count(max_size, field="max_size", high=10_000)
     check_number(max_wait, field="max_wait", low=0.001, high=3600)
     if group_by is not None and not callable(group_by):
         raise InvalidOption(
@@ -127,14 +128,8 @@ def make_batch_options(
     return BatchOptions(max_size=max_size, max_wait=max_wait, group_by=group_by)
 
 
-def consumer_window(handler: Handler, threads: int, settings: Settings) -> int:
-    """How many messages a worker may hold for this handler at first."""
-    if handler.batch:
-        return max(2 * handler.batch.max_size, 2 * threads)
-    return 2 * min(threads, handler.threads or threads)
-
-
-def _check_count(value: Any, *, field: str, high: int) -> None:
+def check_count(value: Any, *, field: str, high: int) -> None:
+    """InvalidOption if the value is no whole number from 1 to ``high``."""
     check_number(value, field=field, low=1, high=high)
     if not isinstance(value, int):
         raise InvalidOption(f"{field} is {shorten(value)}: give a whole number from 1 to {high}", field=field)

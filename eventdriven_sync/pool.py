@@ -13,136 +13,19 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import attrs
-
-from eventdriven_sync.batching import Batch, Collector
-from eventdriven_sync.broker import Consumption
+from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import HandlerTimeout, StoreError
 from eventdriven_sync.executor import Attempt, Executor
 from eventdriven_sync.handlers import Handler
-from eventdriven_sync.settling import Settled, Settler, forget
+from eventdriven_sync.lanes import Job, Lane
+from eventdriven_sync.settling import Settler, release
 
 log = logging.getLogger(__name__)
 
 TICK = 0.05
-MAX_CHUNK = 64
-# Work a thread may take at once, in seconds of handler time: longer, and the others idle beside it.
-CHUNK_SECONDS = 0.002
-HELD_SECONDS = 0.5
-MAX_WINDOW = 2000
 # A handler that runs longer than this gives the rest of its chunk back to the lane.
 SLOW = 0.1
-
-
-class Lane:
-    """What has arrived for one handler. The pool's condition guards every attribute.
-
-    Attributes:
-        pace: seconds per event, smoothed; 0.0 until the first one ran.
-    """
-
-    def __init__(self, handler: Handler, *, slots: int) -> None:
-        self.handler = handler
-        self.slots = slots
-        self.backlog: deque[Attempt] = deque()
-        self.batches: deque[list[Attempt]] = deque()
-        self.collector: Collector[Attempt] | None = Collector(handler.batch) if handler.batch else None
-        self.consumptions: list[Consumption] = []
-        self.running = 0
-        self.pace = 0.0
-        self.queued = False
-        self.asked = self.window()
-
-    @property
-    def ready(self) -> bool:
-        """Whether a thread could take something now."""
-        return bool(self.backlog or self.batches) and self.running < self.slots
-
-    def window(self) -> int:
-        """How many messages to hold: what the slots can work off in half a second, at least two each.
-
-        More would keep work from the other processes of the group, less would leave threads idle.
-        """
-        if self.handler.batch:
-            return min(max(4 * self.handler.batch.max_size, 4 * self.slots), 20_000)
-        soon = int(self.slots * HELD_SECONDS / self.pace) if self.pace else 0
-        return max(2 * self.slots, min(soon, MAX_WINDOW))
-
-    def next_job(self, threads: int) -> Job:
-        """A full batch if there is one, else a chunk of the backlog."""
-        thread = threading.current_thread()
-        if self.batches:
-            return Job(lane=self, thread=thread, waiting=deque(self.batches.popleft()), batch=True)
-        size = self._chunk_size(threads)
-        chunk = deque(self.backlog.popleft() for _ in range(min(size, len(self.backlog))))
-        return Job(lane=self, thread=thread, waiting=chunk)
-
-    def _chunk_size(self, threads: int) -> int:
-        if self.collector is not None:
-            return MAX_CHUNK
-        share = -(-len(self.backlog) // threads)
-        paced = int(CHUNK_SECONDS / self.pace) if self.pace else 1
-        return max(1, min(MAX_CHUNK, share, paced))
-
-
-@attrs.define(eq=False, kw_only=True)
-class Job:
-    """What one thread works at. Its lock decides who ends an attempt: the thread or the watchdog."""
-
-    lane: Lane
-    thread: threading.Thread
-    waiting: deque[Attempt]
-    batch: bool = False
-    running: list[Attempt] = attrs.field(factory=list)
-    settled: list[Settled] = attrs.field(factory=list)
-    since: float = 0.0
-    taken: bool = False
-    lock: threading.Lock = attrs.field(factory=threading.Lock)
-
-    def next(self) -> Attempt | None:
-        """Begin the next attempt; None when there is none left for this thread."""
-        with self.lock:
-            if self.taken or not self.waiting:
-                return None
-            attempt = self.waiting.popleft()
-            self.running, self.since = [attempt], time.monotonic()
-            return attempt
-
-    def begin(self, attempts: Sequence[Attempt]) -> None:
-        """Begin a whole batch."""
-        with self.lock:
-            self.running, self.since = list(attempts), time.monotonic()
-
-    def end(self, settled: Sequence[Settled]) -> bool:
-        """What runs has ended like this; False if the watchdog was first and the result is dropped."""
-        with self.lock:
-            if self.taken:
-                return False
-            self.settled.extend(settled)
-            self.running = []
-            return True
-
-    def overdue(self, now: float) -> bool:
-        """Whether what runs has exceeded the handler's timeout."""
-        timeout = self.lane.handler.timeout
-        return bool(self.running) and timeout is not None and now - self.since > timeout
-
-    def take_over(self) -> list[Attempt] | None:
-        """End the thread's say over this job: what runs now, or None if it ended meanwhile."""
-        with self.lock:
-            if self.taken or not self.running:
-                return None
-            self.taken = True
-            return self.running
-
-    def give_back(self) -> list[Attempt]:
-        """What the thread has not begun."""
-        with self.lock:
-            rest = list(self.waiting)
-            self.waiting.clear()
-            return rest
 
 
 class Pool:
@@ -165,10 +48,11 @@ class Pool:
         self._executor = executor
         self._settler = settler
         self._on_surplus = on_surplus
-        self._changed = threading.Condition()  # guards the lanes, _ready, _jobs and _hung
+        self._changed = threading.Condition()  # guards the lanes, _ready, _jobs, _unrun and _hung
         self._ready: deque[Lane] = deque()
         self._lanes: list[Lane] = []
         self._jobs: dict[int, Job] = {}
+        self._unrun: list[Attempt] = []
         self._hung = 0
         self._started = 0
         self._stopping = False
@@ -189,13 +73,16 @@ class Pool:
         self._watchdog.start()
 
     def offer(self, lane: Lane, attempts: Sequence[Attempt], *, first: bool = False) -> None:
-        """These have arrived. Returns at once; safe from any thread."""
+        """These have arrived. Returns at once; safe from any thread. Refused when the pool is stopping."""
         with self._changed:
-            if first:
+            refused = list(attempts) if self._stopping else []
+            self._unrun += refused
+            if first and not refused:
                 lane.backlog.extendleft(reversed(attempts))
-            else:
+            elif not refused:
                 lane.backlog.extend(attempts)
             self._enqueue(lane, len(attempts))
+        _send_back(refused)
 
     def busy(self) -> list[str]:
         """The deliveries that run now."""
@@ -210,41 +97,54 @@ class Pool:
             return sum(len(lane.backlog) + sum(map(len, lane.batches)) for lane in self._lanes)
 
     def drain(self, *, grace: float) -> list[Attempt]:
-        """Begin nothing new, let what runs end within ``grace`` seconds; return what did not run or end."""
+        """Begin nothing new, let what runs end within ``grace`` seconds; return what did not run or end.
+
+        Messages that wait for a thread go back to the broker before that wait.
+        """
         with self._changed:
             self._stopping = True
-            unrun = self._clear_lanes()
-            self._changed.notify_all()
+            waiting = self._clear_lanes()
             for job in self._jobs.values():
-                unrun += job.give_back()
+                job.close()
+            self._changed.notify_all()
+        _send_back(waiting)
+        with self._changed:
             self._changed.wait_for(lambda: not self._jobs, timeout=grace)
             self._settler.give_up()
             jobs = list(self._jobs.values())
-            unrun += self._clear_lanes()
         for job in jobs:
-            unrun += self._interrupt(job)
+            self._interrupt(job)
         self._stopped.set()
-        self._watchdog.join(timeout=1.0)
-        return unrun
+        if self._watchdog.ident:
+            self._watchdog.join(timeout=1.0)
+        return self.leftovers()
 
-    def _interrupt(self, job: Job) -> list[Attempt]:
-        """The grace is over: settle what this job has finished, return what it has not."""
+    def leftovers(self) -> list[Attempt]:
+        """What was refused or not begun since ``drain`` began and has not been returned yet."""
+        with self._changed:
+            self._clear_lanes()
+            unrun, self._unrun = self._unrun, []
+            return unrun
+
+    def _interrupt(self, job: Job) -> None:
+        """The grace is over: settle what this job has finished, give back what it has not."""
         unfinished = job.take_over()
         if unfinished is None:
-            return []
+            return
         _abandon(unfinished)
-        self._settler.settle(job.settled)
-        return [*unfinished, *job.give_back()]
+        with self._changed:
+            self._unrun += [*unfinished, *job.give_back()]
+        self._settle(job)
 
     def _clear_lanes(self) -> list[Attempt]:
-        unrun: list[Attempt] = []
+        waiting: list[Attempt] = []
         for lane in self._lanes:
-            unrun += lane.backlog
-            unrun += [attempt for batch in lane.batches for attempt in batch]
-            unrun += lane.collector.drain() if lane.collector is not None else []
+            waiting += [*lane.backlog, *(attempt for batch in lane.batches for attempt in batch)]
+            waiting += lane.collector.drain() if lane.collector is not None else []
             lane.backlog.clear()
             lane.batches.clear()
-        return unrun
+        self._unrun += waiting
+        return waiting
 
     def _enqueue(self, lane: Lane, count: int = 1) -> None:
         if lane.ready and not lane.queued:
@@ -252,27 +152,39 @@ class Pool:
             self._ready.append(lane)
         self._changed.notify(min(count, self._size))
 
-    def _start_thread(self, first: Callable[[], None] | None = None) -> None:
+    def _start_thread(self, taken: Job | None = None) -> None:
         self._started += 1
         name = f"eventdriven-handler-{self._started}"
-        thread = threading.Thread(target=self._work, args=(first,), name=name, daemon=True)
-        thread.start()
+        threading.Thread(target=self._work, args=(taken,), name=name, daemon=True).start()
 
-    def _work(self, first: Callable[[], None] | None) -> None:
-        if first:
-            first()
+    def _work(self, taken: Job | None) -> None:
+        """A thread's life: settle for the thread it replaces, if any, then take jobs until told to stop."""
+        if taken:
+            self._settle(taken)
+            with self._changed:
+                self._forget_job(taken)
         while (job := self._take()) is not None:
             try:
                 self._process(job)
-            except StoreError as error:
-                log.warning(
-                    "Stopped while the event store was away, unrecorded deliveries come again: %s", error
-                )
-            except Exception:
-                log.exception("A worker thread met an unexpected error; its messages come again")
-                forget([*job.waiting, *job.running, *(attempt for attempt, _ in job.settled)])
+            except BaseException as error:  # nothing that user code does may cost us the thread
+                if not job.taken:
+                    self._give_up([*job.give_back(), *job.running, *job.finished()], error)
             if not self._finished(job):
                 return
+
+    def _settle(self, job: Job) -> None:
+        try:
+            self._settler.settle(job.settled)
+        except BaseException as error:
+            self._give_up(job.finished(), error)
+
+    def _give_up(self, attempts: Sequence[Attempt], error: BaseException) -> None:
+        """These come again: they are neither acknowledged nor kept alive any longer."""
+        if isinstance(error, StoreError):
+            log.warning("Stopped while the event store was away, unrecorded deliveries come again: %s", error)
+        else:
+            log.error("A worker thread met an unexpected error; its messages come again", exc_info=error)
+        self._settler.forget(attempts)
 
     def _take(self) -> Job | None:
         """The next chunk of the lane whose turn it is; blocks until there is one, None when stopping."""
@@ -289,12 +201,18 @@ class Pool:
             return job
 
     def _process(self, job: Job) -> None:
+        arrived = job.give_back()
+        try:
+            for attempt in arrived:
+                self._executor.read(attempt)
+            admitted = self._settler.admit(arrived)
+        except BaseException:
+            job.put(arrived)
+            raise
+        job.put(admitted)
         if job.batch:
             self._run_batch(job)
         else:
-            for attempt in job.waiting:
-                self._executor.read(attempt)
-            job.waiting = deque(self._settler.admit(job.waiting))
             self._collect(job)
             self._run_each(job)
         if not job.taken:
@@ -311,44 +229,27 @@ class Pool:
             self._learn(job.lane, (time.monotonic() - began) / count)
 
     def _run_batch(self, job: Job) -> None:
-        attempts = list(job.waiting)
-        job.waiting.clear()
-        options = job.lane.handler.batch
-        assert options is not None
-        key = options.group_by(attempts[0].payload) if options.group_by else None
-        job.begin(attempts)
-        batch = Batch(key, [attempt.payload for attempt in attempts])
+        attempts = job.next_batch()
+        if not attempts:
+            return
+        batch = Batch(attempts[0].key, [attempt.payload for attempt in attempts])
         settlements = self._executor.run_batch(attempts, batch)
         job.end(list(zip(attempts, settlements, strict=True)))
 
     def _collect(self, job: Job) -> None:
         """Batch handlers: put what can be read into its bucket; only what cannot stays with the job."""
         collector = job.lane.collector
-        if collector is None:
+        if collector is None or job.closed:
             return
-        keyed = [(attempt, self._key(job, attempt)) for attempt in job.give_back()]
+        attempts = job.give_back()
+        for attempt in attempts:
+            self._executor.group(attempt)
+        job.put([attempt for attempt in attempts if attempt.fault])
         with self._changed:
-            for attempt, key in keyed:
-                if attempt.fault:
-                    job.waiting.append(attempt)
-                elif key is not _NO_KEY:
-                    full = collector.add(key, attempt)
-                    job.lane.batches.extend([full] if full else [])
+            for attempt in attempts:
+                if not attempt.fault and (full := collector.add(attempt.key, attempt)):
+                    job.lane.batches.append(full)
             self._enqueue(job.lane, len(job.lane.batches))
-
-    def _key(self, job: Job, attempt: Attempt) -> Any:
-        """What ``group_by`` says; if it fails, that is how the attempt ends."""
-        group_by = job.lane.handler.batch and job.lane.handler.batch.group_by
-        if not group_by or attempt.fault:
-            return None
-        try:
-            key = group_by(attempt.payload)
-            hash(key)
-        except Exception as error:  # the user's function
-            attempt.begin()
-            job.end([(attempt, self._executor.settlement(attempt, error))])
-            return _NO_KEY
-        return key
 
     def _learn(self, lane: Lane, seconds: float) -> None:
         """Smooth the pace and ask the broker for what the lane can work off soon."""
@@ -365,9 +266,13 @@ class Pool:
         """Whether the thread goes on; False if it was replaced while its handler hung."""
         with self._changed:
             if job.taken:
+                self._hung -= 1
                 return False
+            rest = job.give_back()
+            self._unrun += rest
             self._forget_job(job)
-            return True
+        _send_back(rest)
+        return True
 
     def _forget_job(self, job: Job) -> None:
         self._jobs.pop(id(job), None)
@@ -378,23 +283,29 @@ class Pool:
 
     def _watch(self) -> None:
         while not self._stopped.wait(TICK):
-            with self._changed:
-                jobs = list(self._jobs.values())
-                for lane in self._lanes:
-                    if lane.collector is not None and not self._stopping:
-                        lane.batches.extend(lane.collector.due())
-                        self._enqueue(lane, len(lane.batches))
-            now = time.monotonic()
-            for job in jobs:
-                if job.overdue(now):
-                    self._replace(job)
-                elif job.waiting and job.running and now - job.since > SLOW:
-                    self.offer(job.lane, job.give_back(), first=True)
+            try:
+                self._look()
+            except Exception:
+                log.exception("The watchdog met an unexpected error and goes on")
 
-    def _replace(self, job: Job) -> None:
+    def _look(self) -> None:
+        with self._changed:
+            jobs = list(self._jobs.values())
+            for lane in self._lanes:
+                if lane.collector is not None and not self._stopping:
+                    lane.batches.extend(lane.collector.due())
+                    self._enqueue(lane, len(lane.batches))
+        now = time.monotonic()
+        for job in jobs:
+            if job.overdue(now):
+                self._replace(job, now)
+            elif job.waiting and job.running and now - job.since > SLOW:
+                self.offer(job.lane, job.give_back(), first=True)
+
+    def _replace(self, job: Job, now: float) -> None:
         """The handler hangs: record that with its stack, and let a new thread take the slot."""
         stack = _stack_of(job.thread)
-        running = job.take_over()
+        running = job.take_over(overdue_at=now)
         if running is None:
             return
         _abandon(running)
@@ -407,17 +318,14 @@ class Pool:
         self.offer(job.lane, job.give_back(), first=True)
         with self._changed:
             self._hung += 1
-            self._start_thread(first=lambda: self._settle_taken(job))
+            self._start_thread(taken=job)
         if self._hung > max(2 * self._size, 8):
             self._on_surplus()
 
-    def _settle_taken(self, job: Job) -> None:
-        self._settler.settle(job.settled)
-        with self._changed:
-            self._forget_job(job)
 
-
-_NO_KEY = object()
+def _send_back(attempts: Sequence[Attempt]) -> None:
+    """To the broker, at once; what was claimed in the store goes back there in good order, later."""
+    release([attempt for attempt in attempts if not attempt.delivery])
 
 
 def _abandon(attempts: Sequence[Attempt]) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from eventdriven_sync.envelope import new_id
 from eventdriven_sync.errors import StoreError
 from eventdriven_sync.executor import Attempt
-from eventdriven_sync.pool import Lane, Pool
+from eventdriven_sync.lanes import Lane
+from eventdriven_sync.pool import Pool
 from eventdriven_sync.settling import Leases
 from eventdriven_sync.store import Store
 
@@ -67,7 +68,8 @@ class RecoveryLane:
     def join(self, timeout: float) -> None:
         """End the thread."""
         self._stopping.set()
-        self._thread.join(timeout)
+        if self._thread.ident:
+            self._thread.join(timeout)
 
     def claim(self) -> int:
         """Claim what is due and the pool can take; how many."""
@@ -113,9 +115,10 @@ class RecoveryLane:
                 pause = PAUSE_AFTER_ERROR
 
     def _round(self) -> float:
-        if time.monotonic() - self._renewed >= self._lease / 3:
-            self._renewed = time.monotonic()
+        now = time.monotonic()
+        if now - self._renewed >= self._lease / 3:
             self.renew()
+            self._renewed = now
         claimed = self.claim()
         # A full claim means that more may be due; one that found little was all there was.
         return 0.01 if claimed and claimed >= self._capacity // 2 else min(self._poll_every, self._lease / 3)

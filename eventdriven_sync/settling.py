@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+import attrs
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -18,17 +19,27 @@ from tenacity import (
     wait_random_exponential,
 )
 from tenacity.nap import sleep_using_event
+from tenacity.stop import stop_base
 
 from eventdriven_sync.broker import Consumption, Incoming
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import StoreError
-from eventdriven_sync.executor import Attempt
+from eventdriven_sync.errors import (
+    PublishOutcomeUnknown,
+    StoreError,
+    StorePermissionDenied,
+    StoreUnavailable,
+)
+from eventdriven_sync.executor import Attempt, failure_of
 from eventdriven_sync.outcome import Dead, Discarded, RetryAt
 from eventdriven_sync.records import Delivery, Settlement
 from eventdriven_sync.stats import Stats
 from eventdriven_sync.store import Store
 
 log = logging.getLogger(__name__)
+
+# What is waited for, however long it takes. Any other error of the store is believed when it is repeated.
+_PASSING = (StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied)
+REFUSALS = 5
 
 T = TypeVar("T")
 Settled = tuple[Attempt, Settlement]
@@ -55,6 +66,11 @@ class Leases:
                 same.pop(attempt.delivery_id, None)
                 if not same:
                     self._held.pop(attempt.token, None)
+
+    def lost(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Those whose delivery was claimed in the store and is no longer ours."""
+        with self._lock:
+            return [a for a in attempts if a.delivery and a.delivery_id not in self._held.get(a.token, ())]
 
     def held(self) -> dict[str, dict[str, Attempt]]:
         """A copy of what is held, by token and delivery id."""
@@ -99,15 +115,15 @@ class Settler:
         """Those that should run. Messages whose delivery has a record are acknowledged: the store owns it.
 
         A message the broker delivered before gets its start counted in the store first, so that one that
-        kills its worker ends as a dead letter and not in a loop.
+        kills its worker ends as a dead letter and not in a loop. What lost its lease while it waited here
+        does not run: somebody else may have handled it.
         """
+        gone = self._leases.lost(attempts)
         asked = [attempt for attempt in attempts if not attempt.checked]
-        if not asked:
-            return list(attempts)
-        states = self._until_back(lambda: self._store.deliveries.states([a.delivery_id for a in asked]))
-        known = [a for a in asked if a.delivery_id in states]
-        _finish(known)
-        refused = {id(a) for a in known}
+        states = self._states([a.delivery_id for a in asked]) if asked else {}
+        gone += [a for a in asked if a.delivery_id in states]
+        _finish(gone)
+        refused = {id(a) for a in gone}
         refused |= {id(a) for a in self._refused([a for a in asked if id(a) not in refused])}
         for attempt in asked:
             attempt.checked = True
@@ -117,7 +133,13 @@ class Settler:
         """Record the outcomes, then acknowledge; what was fenced off is dropped without an ack."""
         if not settled:
             return
-        results = self._until_back(lambda: self._store.deliveries.settle([s for _, s in settled]))
+        try:
+            results = self._until_back(lambda: self._store.deliveries.settle([s for _, s in settled]))
+        except StoreError as error:
+            if isinstance(error, _PASSING):
+                raise
+            self._settle_apart(settled, error)
+            return
         self._leases.drop([attempt for attempt, _ in settled])
         recorded = [pair for pair, ok in zip(settled, results, strict=True) if ok]
         _finish([attempt for attempt, _ in recorded])
@@ -129,6 +151,27 @@ class Settler:
             self._dispatch(emitted)
         for attempt, settlement in recorded:
             self._report(attempt, settlement)
+
+    def forget(self, attempts: Sequence[Attempt]) -> None:
+        """Unsettled and no longer kept alive: the broker, or the end of the lease, brings them again."""
+        self._leases.drop([attempt for attempt in attempts if attempt.delivery])
+        forget(attempts)
+
+    def _settle_apart(self, settled: Sequence[Settled], error: StoreError) -> None:
+        """The store refuses something for good: the one in question ends as a dead letter, not the others."""
+        if len(settled) > 1:
+            for pair in settled:
+                self.settle([pair])
+            return
+        attempt, settlement = settled[0]
+        if isinstance(settlement.outcome, Dead):
+            raise error
+        log.error("The event store refuses the outcome of %s: %s", settlement.delivery_id, error)
+        dead = Dead(reason="not_retryable", failure=failure_of(error, attempt, worker=self._worker))
+        self.settle([(attempt, attrs.evolve(settlement, outcome=dead, emitted=()))])
+
+    def _states(self, ids: Sequence[str]) -> dict[str, str]:
+        return self._until_back(lambda: self._store.deliveries.states(ids))
 
     def _refused(self, fresh: Sequence[Attempt]) -> list[Attempt]:
         """Of the messages delivered before, those that got a record meanwhile."""
@@ -168,7 +211,7 @@ class Settler:
         return Retrying(
             retry=retry_if_exception_type(StoreError),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
-            stop=stop_when_event_set(self._stopping),
+            stop=stop_when_event_set(self._stopping) | _RefusedForGood(),
             sleep=sleep_using_event(self._stopping),
             before_sleep=_store_is_away,
             reraise=True,
@@ -233,6 +276,12 @@ def _fenced_off(attempt: Attempt, settlement: Settlement) -> None:
         settlement.event_id,
         extra={"action": "delivery_fenced", "delivery": settlement.delivery_id},
     )
+
+
+class _RefusedForGood(stop_base):
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        error = retry_state.outcome.exception() if retry_state.outcome else None
+        return not isinstance(error, _PASSING) and retry_state.attempt_number >= REFUSALS
 
 
 def _store_is_away(state: RetryCallState) -> None:

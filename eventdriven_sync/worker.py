@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from datetime import datetime
+from queue import SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,9 @@ from eventdriven_sync.errors import (
     shorten,
 )
 from eventdriven_sync.executor import Attempt, Executor
-from eventdriven_sync.handlers import Handler
-from eventdriven_sync.pool import Lane, Pool
+from eventdriven_sync.handlers import Handler, check_count
+from eventdriven_sync.lanes import Lane
+from eventdriven_sync.pool import Pool
 from eventdriven_sync.reconciler import Reconciler
 from eventdriven_sync.records import WorkerRecord
 from eventdriven_sync.recovery import RecoveryLane
@@ -68,14 +70,15 @@ class Worker:
         threads: int = 8,
         grace: float = DEFAULT_GRACE,
     ) -> None:
-        check_number(threads, field="threads", low=1, high=1024)
+        check_count(threads, field="threads", high=1024)
         check_number(grace, field="grace", low=0, high=3600)
         self._bus = bus
         self._chosen = _choose(bus, groups, handlers)
-        self._threads = int(threads)
+        self._threads = threads
         self._grace = grace
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._wake = threading.Event()
+        # Not an Event: its lock may be held by the very thread that a signal interrupts.
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._exit_code = 0
         self._signals = 0
         self._consumptions: list[Consumption] = []
@@ -121,9 +124,11 @@ class Worker:
             number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
         }
         try:
-            self.start()
-            self._wake.wait()
-            self.stop()
+            try:
+                self.start()
+                self._wake.get()
+            finally:
+                self.stop()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -136,7 +141,7 @@ class Worker:
             grace: seconds for running handlers, the worker's own by default. A handler that runs longer is
                 left behind: its delivery is given back and its result will be dropped.
         """
-        self._wake.set()
+        self._wake.put(None)
         if not self._running or self._stopped.is_set():
             return
         self._stopped.set()
@@ -146,11 +151,19 @@ class Worker:
         unrun = self._pool.drain(grace=self._grace if grace is None else grace)
         self._give_back(unrun)
         self._recovery.join(timeout=2.0)
+        # What the recovery lane was claiming when it was told to stop, and what the broker sent meanwhile.
+        late = self._pool.leftovers()
+        self._give_back(late)
         self._reconciler.stop(timeout=2.0)
-        self._heart.join(timeout=2.0)
-        self._say_goodbye()
+        if self._heart.ident:
+            self._heart.join(timeout=2.0)
+            self._say_goodbye()
         self._bus.flush(timeout=2.0)
-        log.info("Worker %s stopped", self.id, extra={"action": "worker_stopped", "given_back": len(unrun)})
+        log.info(
+            "Worker %s stopped",
+            self.id,
+            extra={"action": "worker_stopped", "given_back": len(unrun) + len(late)},
+        )
 
     def busy(self) -> list[str]:
         """The ids of the deliveries that run now."""
@@ -209,17 +222,24 @@ class Worker:
 
     def _give_back(self, attempts: Sequence[Attempt]) -> None:
         release(attempts)
-        claimed = [attempt for attempt in attempts if attempt.delivery]
-        for attempt in claimed:
-            try:
-                self._bus.store.deliveries.release([attempt.delivery_id], token=attempt.token)
-            except StoreError as error:
-                log.warning("Delivery %s is given back when its lease ends: %s", attempt.delivery_id, error)
-        self._leases.drop(claimed)
+        claimed: dict[str, list[Attempt]] = {}
+        for attempt in attempts:
+            if attempt.delivery:
+                claimed.setdefault(attempt.token, []).append(attempt)
+        for same in claimed.values():
+            self._leases.drop(same)
+        try:
+            for token, same in claimed.items():
+                self._bus.store.deliveries.release([a.delivery_id for a in same], token=token)
+        except StoreError as error:
+            log.warning("Claimed deliveries are given back when their leases end: %s", error)
 
     def _heartbeats(self) -> None:
         while not self._stopped.wait(HEARTBEAT):
-            self._beat()
+            try:
+                self._beat()
+            except Exception:
+                log.exception("The worker's heartbeat met an unexpected error and goes on")
 
     def _beat(self) -> None:
         try:
@@ -250,13 +270,13 @@ class Worker:
         self._signals += 1
         if self._signals > 1:
             os._exit(EXIT_HARD)
-        self._wake.set()
+        self._wake.put(None)
 
     def _on_surplus(self) -> None:
         """Hung threads cannot be stopped; a process full of them should be replaced."""
         log.critical("Too many handlers hang beyond their timeout; this worker process ends to be replaced")
         self._exit_code = EXIT_HUNG
-        self._wake.set()
+        self._wake.put(None)
 
 
 class _Arrival:

@@ -1,0 +1,161 @@
+"""Lanes: what has arrived for each handler of a worker, and the jobs that its threads take from them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import attrs
+
+from eventdriven_sync.batching import Collector
+from eventdriven_sync.broker import Consumption
+from eventdriven_sync.executor import Attempt
+from eventdriven_sync.handlers import Handler
+from eventdriven_sync.settling import Settled
+
+MAX_CHUNK = 64
+# Work a thread may take at once, in seconds of handler time: longer, and the others idle beside it.
+CHUNK_SECONDS = 0.002
+HELD_SECONDS = 0.5
+MAX_WINDOW = 2000
+
+
+class Lane:
+    """What has arrived for one handler. The pool's condition guards every attribute.
+
+    Attributes:
+        pace: seconds per event, smoothed; 0.0 until the first one ran.
+    """
+
+    def __init__(self, handler: Handler, *, slots: int) -> None:
+        self.handler = handler
+        self.slots = slots
+        self.backlog: deque[Attempt] = deque()
+        self.batches: deque[list[Attempt]] = deque()
+        self.collector: Collector[Attempt] | None = Collector(handler.batch) if handler.batch else None
+        self.consumptions: list[Consumption] = []
+        self.running = 0
+        self.pace = 0.0
+        self.queued = False
+        self.asked = self.window()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a thread could take something now."""
+        return bool(self.backlog or self.batches) and self.running < self.slots
+
+    def window(self) -> int:
+        """How many messages to hold: what the slots can work off in half a second, at least two each.
+
+        More would keep work from the other processes of the group, less would leave threads idle.
+        """
+        if self.handler.batch:
+            return min(max(4 * self.handler.batch.max_size, 4 * self.slots), 20_000)
+        soon = int(self.slots * HELD_SECONDS / self.pace) if self.pace else 0
+        return max(2 * self.slots, min(soon, MAX_WINDOW))
+
+    def next_job(self, threads: int) -> Job:
+        """A full batch if there is one, else a chunk of the backlog."""
+        thread = threading.current_thread()
+        if self.batches:
+            return Job(lane=self, thread=thread, waiting=deque(self.batches.popleft()), batch=True)
+        size = self._chunk_size(threads)
+        chunk = deque(self.backlog.popleft() for _ in range(min(size, len(self.backlog))))
+        return Job(lane=self, thread=thread, waiting=chunk)
+
+    def _chunk_size(self, threads: int) -> int:
+        if self.collector is not None:
+            return MAX_CHUNK
+        share = -(-len(self.backlog) // threads)
+        paced = int(CHUNK_SECONDS / self.pace) if self.pace else 1
+        return max(1, min(MAX_CHUNK, share, paced))
+
+
+@attrs.define(eq=False, kw_only=True)
+class Job:
+    """What one thread works at. Its lock decides who ends an attempt: the thread or the watchdog.
+
+    Attributes:
+        closed: the worker stops: what has not begun must not begin any more.
+        taken: what ran was ended by somebody else; its thread's result is dropped.
+    """
+
+    lane: Lane
+    thread: threading.Thread
+    waiting: deque[Attempt]
+    batch: bool = False
+    running: list[Attempt] = attrs.field(factory=list)
+    settled: list[Settled] = attrs.field(factory=list)
+    since: float = 0.0
+    closed: bool = False
+    taken: bool = False
+    lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def next(self) -> Attempt | None:
+        """Begin the next attempt; None when there is none left for this thread."""
+        with self.lock:
+            if self.closed or self.taken or not self.waiting:
+                return None
+            attempt = self.waiting.popleft()
+            self.running, self.since = [attempt], time.monotonic()
+            return attempt
+
+    def next_batch(self) -> list[Attempt]:
+        """Begin everything that waits, as one batch; nothing if the worker stops."""
+        with self.lock:
+            if self.closed:
+                return []
+            self.running, self.since = list(self.waiting), time.monotonic()
+            self.waiting.clear()
+            return self.running
+
+    def put(self, attempts: Sequence[Attempt]) -> None:
+        """These wait to be begun."""
+        with self.lock:
+            self.waiting.extend(attempts)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        with self.lock:
+            self.closed = True
+
+    def end(self, settled: Sequence[Settled]) -> bool:
+        """What runs has ended like this; False if the watchdog was first and the result is dropped."""
+        with self.lock:
+            if self.taken:
+                return False
+            self.settled.extend(settled)
+            self.running = []
+            return True
+
+    def overdue(self, now: float) -> bool:
+        """Whether what runs has exceeded the handler's timeout."""
+        timeout = self.lane.handler.timeout
+        return bool(self.running) and timeout is not None and now - self.since > timeout
+
+    def take_over(self, *, overdue_at: float | None = None) -> list[Attempt] | None:
+        """End the thread's say over this job: what runs now, or None if it ended meanwhile.
+
+        Args:
+            overdue_at: only if what runs now is overdue at this moment.
+        """
+        with self.lock:
+            if self.taken or not self.running:
+                return None
+            if overdue_at is not None and not self.overdue(overdue_at):
+                return None
+            self.taken = True
+            return self.running
+
+    def finished(self) -> list[Attempt]:
+        """What has ended and is to be settled."""
+        return [attempt for attempt, _ in self.settled]
+
+    def give_back(self) -> list[Attempt]:
+        """What the thread has not begun."""
+        with self.lock:
+            rest = list(self.waiting)
+            self.waiting.clear()
+            return rest
