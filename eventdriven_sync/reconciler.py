@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from eventdriven_sync.broker import Broker
 from eventdriven_sync.config import Settings
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import BrokerError, StoreError
+from eventdriven_sync.errors import BrokerError, BrokerUnavailable, StoreError
 from eventdriven_sync.records import Delivery, HandlerRecord, delivery_id
 from eventdriven_sync.store import EventQuery, Store
 
@@ -46,7 +46,8 @@ class Reconciler:
     def stop(self, timeout: float) -> None:
         """End the thread and give the lease to the next."""
         self._stopping.set()
-        self._thread.join(timeout)
+        if self._thread.ident:
+            self._thread.join(timeout)
 
     def round(self) -> int:
         """Compare every handler's events with its deliveries; how many deliveries were brought."""
@@ -54,7 +55,7 @@ class Reconciler:
         if not self._store.directory.lead(ROLE, self._holder, ttl=ttl):
             return 0
         now = self._store.directory.now()
-        return sum(self._reconcile(record, now) for record in self._store.directory.handlers())
+        return sum(self._try(record, now) for record in self._store.directory.handlers())
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.reconcile_every):
@@ -69,15 +70,26 @@ class Reconciler:
         except StoreError as error:
             log.info("The reconciler's lease ends by itself: %s", error)
 
+    def _try(self, record: HandlerRecord, now: datetime) -> int:
+        """What is wrong with one handler's stream must not keep the others from theirs."""
+        try:
+            return self._reconcile(record, now)
+        except BrokerUnavailable:
+            raise
+        except BrokerError as error:
+            log.warning("The reconciler leaves out %s: %s", record.name, error)
+            return 0
+
     def _reconcile(self, record: HandlerRecord, now: datetime) -> int:
         until = now - timedelta(seconds=self._settings.reconcile_after)
         since = max(filter(None, (record.starts_at, record.reconciled_until)), default=None)
         if since is not None and since >= until:
             return 0
-        brought, waiting_since = self._compare(record, since, until)
-        settled_until = min(waiting_since or until, now - timedelta(seconds=LATE))
-        if since is None or settled_until > since:
-            self._store.directory.reconciled(record.name, settled_until)
+        brought, compared_until = self._compare(record, since, until)
+        if compared_until is not None:
+            settled_until = min(compared_until, now - timedelta(seconds=LATE))
+            if since is None or settled_until > since:
+                self._store.directory.reconciled(record.name, settled_until)
         if brought:
             log.warning(
                 "Brought %d events to %s that its consumer no longer had",
@@ -90,8 +102,8 @@ class Reconciler:
     def _compare(
         self, record: HandlerRecord, since: datetime | None, until: datetime
     ) -> tuple[int, datetime | None]:
-        """Bring what is lost; also say from when on something is still with the broker."""
-        brought, waiting, after = 0, None, None
+        """Bring what is lost; also say from when on something is still with the broker, or not compared."""
+        brought, waiting, reached, after = 0, None, since, None
         reach: dict[str, datetime | None] = {}
         while not self._stopping.is_set():
             query = EventQuery(
@@ -105,9 +117,9 @@ class Reconciler:
             kept = min((e.published_at for e in missing if e.id not in gone), default=None)
             waiting = waiting or kept
             if len(page) < PAGE:
-                return brought, waiting
-            after = page[-1].id
-        return brought, waiting or since or until
+                return brought, waiting or until
+            after, reached = page[-1].id, page[-1].published_at
+        return brought, waiting or reached
 
     def _missing(self, record: HandlerRecord, page: Sequence[Envelope]) -> list[Envelope]:
         ids = {delivery_id(record.name, event.id): event for event in page}
