@@ -127,19 +127,48 @@ def _parents(
 def _nodes(
     events: Sequence[Envelope],
     by_event: Mapping[str, Mapping[str, Delivery]],
-    parents: Mapping[str, tuple[str, str]],
+    parents: dict[str, tuple[str, str]],
 ) -> dict[str, ChainEvent]:
-    """Every event as a node; deepest first, so that children exist before their parents."""
-    children: dict[tuple[str, str], list[ChainEvent]] = defaultdict(list)
+    """Every event as a node; children before their parents. An event in a circle becomes a root."""
+    below: dict[tuple[str, str], list[Envelope]] = defaultdict(list)
+    for event in sorted(events, key=lambda e: (e.published_at, e.id)):
+        if event.id in parents:
+            below[parents[event.id]].append(event)
     nodes: dict[str, ChainEvent] = {}
-    for event in sorted(events, key=lambda e: (-e.depth, e.published_at, e.id)):
-        node = nodes[event.id] = ChainEvent(
+    for event in reversed(_downwards(events, by_event, parents, below)):
+        nodes[event.id] = ChainEvent(
             event=event,
             deliveries=tuple(
-                ChainDelivery(delivery=delivery, events=tuple(children[event.id, handler]))
+                ChainDelivery(
+                    delivery=delivery,
+                    events=tuple(
+                        nodes[child.id] for child in below[event.id, handler] if child.id in parents
+                    ),
+                )
                 for handler, delivery in sorted(by_event[event.id].items())
             ),
         )
-        if event.id in parents:
-            children[parents[event.id]].append(node)
     return nodes
+
+
+def _downwards(
+    events: Sequence[Envelope],
+    by_event: Mapping[str, Mapping[str, Delivery]],
+    parents: dict[str, tuple[str, str]],
+    below: Mapping[tuple[str, str], Sequence[Envelope]],
+) -> list[Envelope]:
+    """The events, each after its parent. What no root leads to loses its parent: it is one now."""
+    order: list[Envelope] = []
+    seen: set[str] = set()
+    for start in [*(e for e in events if e.id not in parents), *events]:
+        if start.id in seen:
+            continue
+        parents.pop(start.id, None)
+        waiting = [start]
+        while waiting:
+            event = waiting.pop()
+            seen.add(event.id)
+            order.append(event)
+            for handler in by_event[event.id]:
+                waiting += [e for e in below[event.id, handler] if e.id not in seen]
+    return order

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from eventdriven_sync.errors import InvalidOption, InvalidTransition, NotFound, shorten
+from eventdriven_sync.handlers import check_count
 from eventdriven_sync.records import Delivery
 from eventdriven_sync.store import DeliveryQuery, DeliveryStore
 
@@ -42,7 +43,11 @@ class DeadLetters:
             error: the class name of the last error (``SMTPServerDisconnected``).
             reason: why they are dead (``attempts_exhausted``, ``rejected``, …).
             after: the last id of the page before.
+
+        Raises:
+            InvalidOption: ``limit`` is no whole number from 1 to 10,000.
         """
+        check_count(limit, field="limit", high=10_000)
         return self._deliveries().find(
             DeliveryQuery(
                 states=("dead",),

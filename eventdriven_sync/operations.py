@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ContextDecorator
@@ -14,8 +15,9 @@ import attrs
 from eventdriven_sync import context
 from eventdriven_sync.chain import Chain, build_chain
 from eventdriven_sync.envelope import Envelope, new_id, utcnow
-from eventdriven_sync.errors import InvalidOption, NotFound, OperationTimeout, shorten
+from eventdriven_sync.errors import InvalidOption, NotFound, OperationTimeout, StoreError, shorten
 from eventdriven_sync.executor import failure_of
+from eventdriven_sync.handlers import check_count
 from eventdriven_sync.records import Operation
 from eventdriven_sync.store import DeliveryQuery, EventQuery, OperationQuery
 
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 
     from eventdriven_sync.bus import EventBus
 
+log = logging.getLogger(__name__)
+
 MAX_CHAIN = 20_000
+MAX_CHAIN_DELIVERIES = 100_000
 FIRST_PAUSE = 0.01
 LONGEST_PAUSE = 0.25
 
@@ -54,7 +59,7 @@ class OperationScope(ContextDecorator):
         outer = context.operation.get()
         self._operation = Operation(
             id=self.id,
-            parent_id=outer.id if outer else None,
+            parent_id=outer.id if outer else context.current_operation_id(),
             variables=self._bus.codec.plain(self._variables),
             started_at=utcnow(),
             **self._given,  # type: ignore[arg-type]
@@ -75,7 +80,13 @@ class OperationScope(ContextDecorator):
             error=failure_of(error) if error else None,
             finished_at=utcnow(),
         )
-        self._save(self._operation)
+        try:
+            self._save(self._operation)
+        except StoreError as unsaved:
+            if error is None:
+                raise
+            # The error of the block is what its caller must see.
+            log.warning("Operation %s failed, which was not stored: %s", self.id, unsaved)
 
     def wait(self, timeout: float | None = None) -> Chain:
         """Wait until every delivery of the whole chain is settled, and return the chain.
@@ -129,7 +140,12 @@ class Operations:
         after: str | None = None,
         limit: int = 100,
     ) -> list[Operation]:
-        """Stored operations, newest first; ``after`` is the last id of the page before."""
+        """Stored operations, newest first; ``after`` is the last id of the page before.
+
+        Raises:
+            InvalidOption: ``limit`` is no whole number from 1 to 10,000.
+        """
+        check_count(limit, field="limit", high=10_000)
         self._bus.open()
         return self._bus.store.events.find_operations(
             OperationQuery(
@@ -156,13 +172,15 @@ class Operations:
         operation = self.get(operation_id)
         store = self._bus.store
         events = store.events.find(EventQuery(operation_id=operation_id, oldest_first=True, limit=MAX_CHAIN))
-        deliveries = store.deliveries.find(DeliveryQuery(operation_id=operation_id, limit=2 * MAX_CHAIN))
+        deliveries = store.deliveries.find(
+            DeliveryQuery(operation_id=operation_id, limit=MAX_CHAIN_DELIVERIES)
+        )
         return build_chain(
             operation,
             events,
             deliveries,
             store.directory.handlers(),
-            truncated=len(events) >= MAX_CHAIN,
+            truncated=len(events) >= MAX_CHAIN or len(deliveries) >= MAX_CHAIN_DELIVERIES,
         )
 
     def wait(self, operation_id: str, *, timeout: float | None = None) -> Chain:
