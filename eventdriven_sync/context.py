@@ -46,12 +46,8 @@ class Transaction:
 
 
 handling: ContextVar[Handling | None] = ContextVar("eventdriven_handling", default=None)
-operation: ContextVar[Operation | None] = ContextVar(
-    "eventdriven_operation", default=None
-)
-transaction: ContextVar[Transaction | None] = ContextVar(
-    "eventdriven_transaction", default=None
-)
+operation: ContextVar[Operation | None] = ContextVar("eventdriven_operation", default=None)
+transaction: ContextVar[Transaction | None] = ContextVar("eventdriven_transaction", default=None)
 
 
 def current_envelope() -> Envelope | None:

@@ -56,6 +56,11 @@ class Lane:
         soon = int(self.slots * HELD_SECONDS / self.pace) if self.pace else 0
         return max(2 * self.slots, min(soon, MAX_WINDOW))
 
+    @property
+    def share(self) -> int:
+        """How many deliveries claimed in the store to hold: a full batch, or two for each slot."""
+        return self.handler.batch.max_size if self.handler.batch else 2 * self.slots
+
     def next_job(self, threads: int) -> Job:
         """A full batch if there is one, else a chunk of the backlog."""
         thread = threading.current_thread()

@@ -73,11 +73,11 @@ class RecoveryLane:
 
     def claim(self) -> int:
         """Claim what is due and the pool can take; how many."""
-        room = self._capacity - len(self._leases)
+        handlers, room = self._room()
         if room <= 0:
             return 0
         claimed = self._store.deliveries.claim_due(
-            list(self._lanes), limit=room, lease=self._lease, worker=self._worker, token=new_id()
+            handlers, limit=room, lease=self._lease, worker=self._worker, token=new_id()
         )
         for delivery in claimed:
             lane = self._lanes[delivery.handler]
@@ -102,6 +102,18 @@ class RecoveryLane:
                     handling.abandoned = True
             self._leases.drop([attempts[delivery_id] for delivery_id in lost])
 
+    def _room(self) -> tuple[list[str], int]:
+        """Which handlers could take claimed deliveries, and how many each of them at least.
+
+        A handler gets no more than its share: retries that run long leave room for those of the others.
+        """
+        held = self._leases.by_handler()
+        free = {name: lane.share - held[name] for name, lane in self._lanes.items()}
+        # Only what is half empty is asked for: else a busy handler would have every claim cut to one.
+        handlers = [name for name, lane in self._lanes.items() if 2 * free[name] >= lane.share]
+        room = min((free[name] for name in handlers), default=0)
+        return handlers, min(room, self._capacity - held.total())
+
     def _run(self) -> None:
         pause = 0.0
         while not self._stopping.wait(pause):
@@ -119,6 +131,6 @@ class RecoveryLane:
         if now - self._renewed >= self._lease / 3:
             self.renew()
             self._renewed = now
-        claimed = self.claim()
-        # A full claim means that more may be due; one that found little was all there was.
-        return 0.01 if claimed and claimed >= self._capacity // 2 else min(self._poll_every, self._lease / 3)
+        room = self._room()[1]
+        # A full claim means that more may be due; one that found less was all there was.
+        return 0.01 if 0 < room <= self.claim() else min(self._poll_every, self._lease / 3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -77,9 +78,13 @@ class Leases:
         with self._lock:
             return {token: dict(attempts) for token, attempts in self._held.items()}
 
-    def __len__(self) -> int:
+    def by_handler(self) -> Counter[str]:
+        """How many are held for each handler."""
         with self._lock:
-            return sum(len(attempts) for attempts in self._held.values())
+            return Counter(a.handler.name for attempts in self._held.values() for a in attempts.values())
+
+    def __len__(self) -> int:
+        return self.by_handler().total()
 
 
 class Settler:

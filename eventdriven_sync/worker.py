@@ -195,7 +195,7 @@ class Worker:
             worker=self.id,
             lease=settings.lease,
             poll_every=settings.poll_every,
-            capacity=max(4 * self._threads, max(_batch_size(h) for h in self._chosen.values())),
+            capacity=sum(lane.share for lane in self._lanes.values()),
         )
         self._reconciler = Reconciler(store=store, broker=self._bus.broker, settings=settings, holder=self.id)
         self._heart = threading.Thread(target=self._heartbeats, name="eventdriven-heartbeat", daemon=True)
@@ -308,10 +308,6 @@ class _Arrival:
         self._pool.offer(
             self._lane, [Attempt(handler=handler, message=m, consumption=consumption) for m in messages]
         )
-
-
-def _batch_size(handler: Handler) -> int:
-    return handler.batch.max_size if handler.batch else 1
 
 
 def _choose(

@@ -170,6 +170,8 @@ class MemoryRun:
             for attempt in admitted:
                 self._settler.settle([(attempt, self._executor.run(attempt))])
             return
+        for attempt in admitted:
+            self._executor.group(attempt)
         for batch in _batches(handler, admitted):
             self._run_batch(handler, batch)
 
@@ -177,7 +179,7 @@ class MemoryRun:
         if attempts[0].fault:
             settlements = [self._executor.run(attempt) for attempt in attempts]
         else:
-            batch = Batch(_key(handler, attempts[0]), [attempt.payload for attempt in attempts])
+            batch = Batch(attempts[0].key, [attempt.payload for attempt in attempts])
             settlements = self._executor.run_batch(attempts, batch)
         self._settler.settle(list(zip(attempts, settlements, strict=True)))
 
@@ -222,12 +224,7 @@ def _batches(handler: Handler, attempts: Sequence[Attempt]) -> list[list[Attempt
     assert handler.batch is not None
     by_key: dict[Any, list[Attempt]] = {}
     for attempt in attempts:
-        key = ("unreadable", attempt.event_id) if attempt.fault else ("key", _key(handler, attempt))
+        key = ("unreadable", attempt.event_id) if attempt.fault else ("key", attempt.key)
         by_key.setdefault(key, []).append(attempt)
     size = handler.batch.max_size
     return [group[i : i + size] for group in by_key.values() for i in range(0, len(group), size)]
-
-
-def _key(handler: Handler, attempt: Attempt) -> Any:
-    group_by = handler.batch.group_by if handler.batch else None
-    return group_by(attempt.payload) if group_by else None
