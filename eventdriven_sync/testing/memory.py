@@ -151,7 +151,7 @@ class MemoryRun:
         claimed = self.store.deliveries.claim_due(
             list(handlers), limit=1000, lease=self._bus.settings.lease, worker="test", token=new_id()
         )
-        return [
+        attempts = [
             Attempt(
                 handler=handlers[delivery.handler],
                 delivery=delivery,
@@ -161,6 +161,8 @@ class MemoryRun:
             )
             for delivery in claimed
         ]
+        self._leases.hold(attempts)
+        return attempts
 
     def _run(self, handler: Handler, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
