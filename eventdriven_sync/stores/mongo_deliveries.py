@@ -214,10 +214,10 @@ def _fields(query: DeliveryQuery) -> Document:
 
 def _parts(where: Document) -> Iterator[Document]:
     """The filter, in parts if it names more handlers than MongoDB merges without sorting."""
-    names = where["handler"]["$in"] if isinstance(where.get("handler"), dict) else []
-    if not names or "_id" in where:
+    if "_id" in where or not isinstance(where.get("handler"), dict):
         yield where
         return
+    names = where["handler"]["$in"]
     step = max(1, _MERGED // len(where["state"]["$in"]))
     for begin in range(0, len(names), step):
         yield where | {"handler": {"$in": names[begin : begin + step]}}

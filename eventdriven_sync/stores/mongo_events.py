@@ -353,23 +353,18 @@ def span(field: str, since: datetime | None, until: datetime | None) -> Document
 def beyond(where: Document, field: str, last: Document, direction: int) -> None:
     """Narrow a filter to what comes after a document in the order (field, _id).
 
-    Comparisons in MongoDB keep to one type, and in its order every string comes before every ObjectId: past
-    the last ObjectId of a moment its strings follow when the order descends, and the other way round.
+    Comparisons in MongoDB keep to one type, and in its order every string comes before every ObjectId. What
+    is passed is excluded by ``$nor``: an ``$or`` would tempt the planner to another index, and to a sort.
     """
     moment, key = last[field], last["_id"]
-    comparison, inclusive = ("$gt", "$gte") if direction > 0 else ("$lt", "$lte")
-    other = "objectId" if isinstance(key, str) else "string"
-    later: list[Document] = [{field: {comparison: moment}}, {"_id": {comparison: key}}]
-    if (other == "objectId") == (direction > 0):
-        later.append({"_id": {"$type": other}})
-    where[field] = _narrowed(where.get(field, {}), inclusive, moment)
-    where["$or"] = later
-
-
-def _narrowed(ends: Document, operator: str, moment: datetime) -> Document:
-    if operator == "$gte":
-        return ends | {"$gte": max(moment, ends.get("$gte", moment))}
-    return ends | {"$lte": moment}
+    onwards, passed = ("$gte", "$lte") if direction > 0 else ("$lte", "$gte")
+    where["$nor"] = [{field: moment, "_id": {passed: key}}]
+    if isinstance(key, str) != (direction > 0):
+        where["$nor"].append({field: moment, "_id": {"$type": "objectId" if direction < 0 else "string"}})
+    ends: Document = where.get(field, {})
+    if onwards == "$gte":
+        moment = max(moment, ends.get("$gte", moment))
+    where[field] = ends | {onwards: moment}
 
 
 def failure_document(failure: Failure) -> Document:
