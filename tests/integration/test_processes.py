@@ -262,6 +262,26 @@ def test_the_supervisor_idles_while_nothing_happens(supervise: Supervise) -> Non
     supervisor.wait_for(2)
     supervisor.process.send_signal(signal.SIGHUP)
     eventually(lambda: len(supervisor.pids()) == 4 and len(supervisor.living()) == 2, timeout=20)
+    assert_idle(supervisor)
+
+
+def test_the_supervisor_idles_while_the_last_one_takes_its_time(supervise: Supervise) -> None:
+    """The others have ended by then, and must not be due for a restart."""
+    claim = """
+try:
+    (directory / "stays").symlink_to(str(os.getpid()))
+except FileExistsError:
+    pass
+stays = os.readlink(directory / "stays") == str(os.getpid())
+"""
+    supervisor = supervise(CHILD % ("stays or sys.exit(0)", claim), grace=60)
+    supervisor.wait_for(2)
+    supervisor.process.send_signal(signal.SIGTERM)
+    supervisor.wait_for(1)
+    assert_idle(supervisor)
+
+
+def assert_idle(supervisor: Supervisor) -> None:
     spent, until = cpu_ticks(supervisor.process.pid), time.monotonic() + 1.5
     eventually(lambda: time.monotonic() > until)
     assert cpu_ticks(supervisor.process.pid) - spent <= 5
