@@ -8,15 +8,17 @@ from __future__ import annotations
 import click
 
 from eventdriven_sync._version import __version__
-from eventdriven_sync.cli.configuration import completion, config
-from eventdriven_sync.cli.dead import dead
-from eventdriven_sync.cli.events import events
-from eventdriven_sync.cli.handlers import handlers
-from eventdriven_sync.cli.health import audit, doctor, streams
-from eventdriven_sync.cli.operations import chain, operations
+from eventdriven_sync.cli import (
+    configuration,
+    dead,
+    events,
+    handlers,
+    health,
+    operations,
+    publishing,
+    running,
+)
 from eventdriven_sync.cli.options import app_option, debug_option
-from eventdriven_sync.cli.publishing import publish
-from eventdriven_sync.cli.running import demo, dev, worker
 from eventdriven_sync.cli.session import Root, Session
 
 program = Root(
@@ -38,20 +40,20 @@ program = Root(
 click.version_option(__version__, prog_name="eventdriven", help="Show the version.")(program)
 
 for _command in (
-    worker,
-    publish,
-    chain,
-    operations,
-    events,
-    handlers,
-    dead,
-    audit,
-    doctor,
-    streams,
-    dev,
-    demo,
-    config,
-    completion,
+    running.worker,
+    publishing.publish,
+    operations.chain,
+    operations.operations,
+    events.events,
+    handlers.handlers,
+    dead.dead,
+    health.audit,
+    health.doctor,
+    health.streams,
+    running.dev,
+    running.demo,
+    configuration.config,
+    configuration.completion,
 ):
     program.add_command(_command)
 

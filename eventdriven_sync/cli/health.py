@@ -117,12 +117,23 @@ class _Counter:
 
 
 @click.command(cls=Command)
+@click.option(
+    "--monitoring-url", metavar="URL", help="NATS's monitoring port, such as http://localhost:8222."
+)
+@click.option(
+    "--no-round-trip", is_flag=True, help="Do not publish and handle test events (Eventdriven.ping)."
+)
 @click.pass_obj
-def doctor(session: Session) -> None:
-    """Check servers, settings and handlers; say what to do. Exit 1 if a check failed."""
+def doctor(session: Session, *, monitoring_url: str | None, no_round_trip: bool) -> None:
+    """Check servers, settings and the service; say what to do. Exit 1 if a check failed.
+
+    It takes up to 20 seconds. Six test events are published and handled, and stay stored.
+    """
     from eventdriven_sync.doctor import diagnose
 
-    checks = diagnose(session.bus())
+    session.out.note("Checking; this takes up to 20 seconds …")
+    bus = session.unopened_bus()
+    checks = diagnose(bus, monitoring_url=monitoring_url, round_trip=not no_round_trip)
     session.out.rows(checks, CHECK_COLUMNS, empty="There was nothing to check.")
     failed = [check for check in checks if check.level == "fail"]
     warned = [check for check in checks if check.level == "warn"]

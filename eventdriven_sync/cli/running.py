@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from eventdriven_sync.cli.logs import configure_logging
 from eventdriven_sync.cli.options import Command, Group
 from eventdriven_sync.cli.session import Session, Unreachable
-from eventdriven_sync.cli.words import clean_lines, iso
 
 LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_THREADS = 8
@@ -101,52 +98,6 @@ def _child(
     line += [word for group in groups for word in ("--group", group)]
     line += [word for handler in handlers for word in ("--handler", handler)]
     return line + (["--json"] if session.out.json else [])
-
-
-def configure_logging(level: str, *, as_json: bool) -> None:
-    """Log to the error output. Logging that the application configured itself stays as it is."""
-    root = logging.getLogger()
-    if root.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if as_json else Lines())
-    root.addHandler(handler)
-    # Of other libraries only what is wrong; at their lower levels some log what events carry.
-    root.setLevel(logging.WARNING)
-    logging.getLogger("eventdriven_sync").setLevel(level.upper())
-
-
-class Lines(logging.Formatter):
-    """``12:03:05 WARNING Failed 1 times, …``; control characters in the message are shown as escapes."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, and the stack below it if there is one."""
-        at = datetime.fromtimestamp(record.created, UTC).astimezone()
-        line = f"{at:%H:%M:%S} {record.levelname:<7} {clean_lines(record.getMessage())}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object per record, with the facts that the library logs beside its words."""
-
-    _OWN = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {
-        "message",
-        "asctime",
-        "taskName",
-    }
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The object, as text."""
-        found = {
-            "time": iso(datetime.fromtimestamp(record.created, UTC)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        found |= {key: value for key, value in vars(record).items() if key not in self._OWN}
-        if record.exc_info:
-            found["stack"] = self.formatException(record.exc_info)
-        return json.dumps(found, default=str)
 
 
 @click.group(cls=Group)

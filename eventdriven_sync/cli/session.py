@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eventdriven_sync.cli.loading import load_bus
+from eventdriven_sync.cli.logs import quiet
 from eventdriven_sync.cli.output import Output
 from eventdriven_sync.cli.words import clean, clean_lines
 from eventdriven_sync.errors import (
@@ -67,15 +68,20 @@ class Session:
         self._bus: EventBus | None = None
 
     def bus(self) -> EventBus:
-        """A bus to look at things with. It has no handlers, so using it subscribes nobody to anything."""
+        """A bus to look at things with; see ``unopened_bus``."""
+        bus = self.unopened_bus()
+        bus.open()
+        return bus
+
+    def unopened_bus(self) -> EventBus:
+        """The bus of the environment or of ``--app``, without its handlers: looking subscribes nobody."""
         from eventdriven_sync.bus import EventBus
 
+        if self._bus is None and self.app:
+            app = self.app_bus()
+            self._bus = EventBus(settings=app.settings, broker=app.broker, store=app.store)
         if self._bus is None:
             self._bus = EventBus.from_env()
-            if self.app:
-                app = self.app_bus()
-                self._bus = EventBus(settings=app.settings, broker=app.broker, store=app.store)
-        self._bus.open()
         return self._bus
 
     def app_bus(self) -> EventBus:
@@ -106,6 +112,7 @@ class Root(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
         session = ctx.ensure_object(Session)
+        quiet()
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
