@@ -83,6 +83,12 @@ class Node:
 
 
 @attrs.frozen
+class Broken:
+    other: "Broken | None" = None
+    number: complex = 0
+
+
+@attrs.frozen
 class ForeignAddress(Address):
     country: str = "GB"
 
@@ -389,6 +395,8 @@ UNSUPPORTED = [
     (list[int] | set[str], "look alike in JSON"),
     (Address | Box | dict[str, int], "two of its members look alike in JSON"),
     (enum.Enum("Odd", {"A": object()}), "is declared as Odd, whose value"),
+    (enum.Enum("Long", {"A": 2**70}), "field needs 71 bits"),
+    (Broken, "field.number is declared as complex"),
 ]
 
 
@@ -408,6 +416,16 @@ def test_a_type_that_cannot_be_told_from_json_is_refused_by_its_declaration(kind
 def test_an_annotation_that_cannot_be_resolved_is_named() -> None:
     with pytest.raises(PayloadNotSerializable, match="Nowhere"):
         Codec().encode(declare("list[Nowhere]")([]))
+
+
+def test_a_refused_class_is_refused_again_for_the_same_reason() -> None:
+    codec, declared = Codec(), declare(Broken | None)
+    messages = set()
+    for _ in range(2):
+        with pytest.raises(PayloadNotSerializable, match="number is declared as complex") as caught:
+            codec.encode(declared(Broken()))
+        messages.add(str(caught.value))
+    assert len(messages) == 1
 
 
 def test_a_class_is_usable_after_another_that_refers_to_it_was_refused() -> None:
