@@ -127,7 +127,7 @@ class Executor:
             attempt.payload = self._payload(attempt)
         except CodecError as error:
             attempt.fault = error
-        except Exception as error:  # the user's class does what it likes while it is built
+        except BaseException as error:  # the user's class does what it likes while it is built
             attempt.fault = CodecError(f"{attempt.handler.name} cannot read this: {_text(error)}")
 
     def group(self, attempt: Attempt) -> None:
