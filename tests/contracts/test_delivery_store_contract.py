@@ -189,6 +189,13 @@ def test_a_claimed_attempt_records_its_outcome(lane: Lane, state: str) -> None:
     assert record.created_at == lane.given.now
 
 
+@pytest.mark.parametrize("state", ["retrying", "dead"])
+def test_the_event_stays_when_an_outcome_comes_without_it(lane: Lane, state: str) -> None:
+    lane.start(token="slow-1")
+    assert lane.settle(lane.given.outcome(state), token="slow-1", claimed=True, event=None)
+    assert lane.record.event == lane.event
+
+
 @pytest.mark.parametrize("state", OUTCOMES)
 def test_recording_a_claimed_attempt_again_changes_nothing(lane: Lane, state: str) -> None:
     lane.start(token="slow-1")
