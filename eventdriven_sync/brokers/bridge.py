@@ -416,21 +416,15 @@ class Link(Generic[S]):
             await self._wake.wait()
             self._wake.clear()
             while self._outgoing and self.session is session:
-                subject, data, reply, headers = self._outgoing.popleft()
-                await self._publish(session, subject, data, reply, headers)
+                try:
+                    await session.publish(*self._outgoing.popleft())
+                except Exception as error:
+                    if not session.alive:
+                        raise
+                    self._on_error(error)  # one message that cannot be sent must not stop the others
                 count += 1
                 if count % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
-
-    async def _publish(
-        self, session: S, subject: str, data: bytes, reply: str, headers: dict[str, str] | None
-    ) -> None:
-        try:
-            await session.publish(subject, data, reply, headers)
-        except Exception as error:
-            if not session.alive:
-                raise
-            self._on_error(error)  # one message that cannot be sent must not stop the others
 
     async def _probe(self, session: S) -> None:
         """A connection can look open for minutes after the other side is gone."""

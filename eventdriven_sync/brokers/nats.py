@@ -40,8 +40,7 @@ from eventdriven_sync.errors import (
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_WAIT = 2
-_REQUEST_WAIT = _HOPELESS = 2.0
+_CONNECT_WAIT = _REQUEST_WAIT = _HOPELESS = 2
 _TICK = _RETRY_PAUSE = 0.1
 _SERVERS_MOST = 30
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
@@ -234,7 +233,7 @@ class Live:
             self.trouble(text)
 
     async def _on_answer(self, message: Msg) -> None:
-        status = message.headers.get("Status", "") if message.headers else ""
+        status = (message.headers or {}).get("Status", "")
         self.dispatcher.answered(message.subject[len(self._inbox) + 3 :], message.data, status)
 
     async def _tick(self) -> None:
@@ -366,7 +365,7 @@ class Live:
             self.pulls[pull] = await client.listen(inbox, partial(_hand_to, pull))
             pull.opened(inbox)
             if old is not None:
-                await _unsubscribe(old)
+                self.spawn(_unsubscribe(old))
         except (nats.errors.Error, EventDrivenError) as error:
             self.trouble(f"consumer {pull.spec.name}: {error}")
             pull.failed()
