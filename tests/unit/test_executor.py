@@ -145,7 +145,7 @@ def test_what_the_broker_believes_alone_never_ends_a_delivery() -> None:
     assert rig.executor.run(attempt).outcome == Done()
 
 
-# --- policies that misbehave, and policies that count time ------------------------------------------------
+# --- policies that misbehave, and policies that count time ----------------------------------------------
 
 
 def broken(state: object) -> Any:
@@ -193,7 +193,7 @@ def test_a_generation_has_its_own_time(rig: Rig) -> None:
     assert isinstance(ended, RetryAt)
 
 
-# --- what is no readable event ----------------------------------------------------------------------------
+# --- what is no readable event --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_class_that_fails_while_it_is_built_costs_only_its_own_delivery(rig: R
     assert (type(ended), ended.reason) == (Dead, "invalid")
 
 
-# --- newer versions -----------------------------------------------------------------------------------------
+# --- newer versions -------------------------------------------------------------------------------------
 
 
 def test_a_newer_version_waits_for_newer_code(rig: Rig) -> None:
@@ -303,7 +303,7 @@ def test_without_grace_a_newer_version_is_dead_at_once() -> None:
     assert (type(ended), ended.reason) == (Dead, "unknown_version")
 
 
-# --- what is kept of an error --------------------------------------------------------------------------------
+# --- what is kept of an error ---------------------------------------------------------------------------
 
 
 def test_an_error_without_readable_text_is_recorded_all_the_same(rig: Rig) -> None:
@@ -367,7 +367,7 @@ def test_the_number_of_the_attempt_and_the_generation_are_recorded(rig: Rig) -> 
     assert (kept.attempt, kept.generation, kept.worker) == (3, 2, "rig")
 
 
-# --- what handlers publish --------------------------------------------------------------------------------------
+# --- what handlers publish ------------------------------------------------------------------------------
 
 
 def test_what_a_handler_publishes_is_held_until_it_is_done(rig: Rig) -> None:
@@ -484,7 +484,7 @@ def test_the_context_of_one_attempt_does_not_reach_the_next(rig: Rig) -> None:
     assert (names, current_envelope()) == (["a", "b"], None)
 
 
-# --- transactional handlers ---------------------------------------------------------------------------------------
+# --- transactional handlers -----------------------------------------------------------------------------
 
 
 def test_a_transactional_handler_commits_its_events_with_its_success(rig: Rig) -> None:
@@ -553,7 +553,7 @@ def test_a_delivery_settled_by_somebody_else_aborts_the_transaction(rig: Rig) ->
     assert ended.failure.error_type == "LeaseLost"
 
 
-# --- batches ------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------------
 
 
 def run_batch(rig: Rig, function: Any, payloads: list[Any], **options: Any) -> list[Any]:
