@@ -291,10 +291,9 @@ def test_threads_that_come_back_are_not_counted_as_hung(rig: Rig) -> None:
     pool.start()
     for number in range(12):
         rig.offer(pool, lane, [Renamed(name=str(number))])
-        eventually(lambda: len(rig.hand.finished) == len(gates) and gates)
+        eventually(lambda n=number: len(rig.hand.finished) == len(gates) == n + 1)  # type: ignore[misc]
         gates[-1].open()
         eventually(lambda: pool._hung == 0)
-        eventually(lambda n=number: len(rig.hand.finished) == n + 1)  # type: ignore[misc]
     assert not asked.is_set()
 
 

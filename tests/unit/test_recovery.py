@@ -1,0 +1,175 @@
+"""The recovery lane: claims within its share, keeps its leases, notices those it lost."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eventdriven_sync.errors import StoreUnavailable
+from eventdriven_sync.handlers import Handler
+from eventdriven_sync.outcome import Done
+from eventdriven_sync.recovery import RecoveryLane
+from tests.polling import eventually
+from tests.unit.rig import Gate, Renamed, Rig
+
+ADA = Renamed(name="Ada")
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    yield made
+    made.close()
+
+
+def recovery(rig: Rig, *handlers: Handler, threads: int = 2, **options: Any) -> RecoveryLane:
+    pool = rig.pool(threads=threads)
+    lanes = {handler.name: pool.lane(handler) for handler in handlers}
+    settings: dict[str, Any] = {
+        "lease": 30.0,
+        "poll_every": 0.02,
+        "capacity": sum(lane.share for lane in lanes.values()),
+    }
+    return RecoveryLane(
+        store=rig.store, pool=pool, lanes=lanes, leases=rig.leases, worker="rig", **(settings | options)
+    )
+
+
+def pending(rig: Rig, handler: Handler, count: int) -> list[str]:
+    """Deliveries that are due, as the reconciler makes them; their ids."""
+    attempts = [rig.claimed(handler, ADA) for _ in range(count)]
+    rig.leases.drop(attempts)
+    for attempt in attempts:
+        rig.store.deliveries.release([attempt.delivery_id], token=attempt.token)
+    return [attempt.delivery_id for attempt in attempts]
+
+
+def test_what_is_due_is_claimed_up_to_the_share_of_its_handler(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    pending(rig, handler, 10)
+    lane = recovery(rig, handler)
+    assert lane.claim() == 4
+    assert lane.claim() == 0
+    assert len(rig.leases) == 4
+
+
+def test_slow_retries_of_one_handler_leave_room_for_those_of_another(rig: Rig) -> None:
+    slow = rig.handler(lambda e: None, name="slow")
+    pending(rig, slow, 50)
+    rig.clock.advance(1)
+    quick = rig.handler(lambda e: None, name="quick")
+    pending(rig, quick, 1)
+    lane = recovery(rig, slow, quick)
+    while lane.claim():
+        pass
+    assert rig.leases.by_handler() == {"Blog.slow": 4, "Blog.quick": 1}
+
+
+def test_a_batch_handler_may_hold_a_full_batch(rig: Rig) -> None:
+    def count(batch: Any) -> None: ...
+
+    handler = rig.batch_handler(count, max_size=50)
+    pending(rig, handler, 60)
+    assert recovery(rig, handler).claim() == 50
+
+
+def test_told_to_stop_it_claims_nothing_and_still_renews(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    pending(rig, handler, 3)
+    lane = recovery(rig, handler)
+    attempt = rig.claimed(handler, ADA)
+    lane.stop()
+    assert lane.claim() == 0
+    rig.clock.advance(20)
+    lane.renew()
+    rig.clock.advance(20)
+    assert rig.store.deliveries.renew([attempt.delivery_id], token=attempt.token, lease=30) == set()
+    found = rig.store.deliveries.get(attempt.delivery_id)
+    assert found is not None
+    assert (found.state, found.token) == ("running", attempt.token)
+
+
+def test_deliveries_of_handlers_that_are_not_run_here_are_left_alone(rig: Rig) -> None:
+    pending(rig, rig.handler(lambda e: None, name="elsewhere"), 3)
+    assert recovery(rig, rig.handler(lambda e: None, name="here")).claim() == 0
+
+
+def test_an_attempt_that_lost_its_lease_publishes_no_more_and_does_not_begin(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    running, waiting = rig.claimed(handler, ADA), rig.claimed(handler, ADA)
+    rig.executor.read(running)
+    rig.executor.run(running)
+    rig.clock.advance(31)
+    rig.store.deliveries.claim_due([handler.name], limit=9, lease=30, worker="other", token="other")
+    recovery(rig, handler).renew()
+    assert running.handling is not None
+    assert running.handling.abandoned
+    assert rig.settler.admit([waiting]) == []
+    assert len(rig.leases) == 0
+
+
+def test_a_renewal_that_failed_is_tried_again_before_the_lease_is_over(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    attempt = rig.claimed(handler, ADA)
+    lane = recovery(rig, handler)
+    lane._renewed -= 11
+    rig.store.unavailable = True
+    with pytest.raises(StoreUnavailable):
+        lane._round()
+    rig.store.unavailable = False
+    rig.clock.advance(20)
+    lane._round()
+    rig.clock.advance(20)
+    taken = rig.store.deliveries.claim_due([handler.name], limit=9, lease=30, worker="x", token="x")
+    assert taken == []
+    assert rig.settler.admit([attempt]) == [attempt]
+
+
+def test_the_thread_outlives_a_store_that_is_away_and_errors_of_our_own(rig: Rig) -> None:
+    seen: list[str] = []
+    handler = rig.handler(lambda e: seen.append(e.name), name="keep")
+    lane = recovery(rig, handler)
+    claim = lane.claim
+    errors: list[Exception] = [StoreUnavailable("away"), RuntimeError("a bug of ours")]
+
+    def failing() -> int:
+        if errors:
+            raise errors.pop()
+        return claim()
+
+    lane.claim = failing  # type: ignore[method-assign]
+    rig.pools[0].start()
+    lane.start()
+    pending(rig, handler, 1)
+    eventually(lambda: seen == ["Ada"])
+    lane.join(timeout=5)
+
+
+def test_a_backlog_of_retries_is_worked_off(rig: Rig) -> None:
+    gate = Gate()
+    gate.open()
+    handler = rig.handler(gate, name="keep")
+    ids = pending(rig, handler, 100)
+    lane = recovery(rig, handler)
+    rig.pools[0].start()
+    lane.start()
+    eventually(lambda: rig.store.deliveries.states(ids) == dict.fromkeys(ids, "succeeded"))
+    lane.join(timeout=5)
+    assert len(rig.leases) == 0
+
+
+def test_a_delivery_whose_worker_died_runs_again_when_its_lease_is_over(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    dead_workers = rig.claimed(handler, ADA, lost=1)
+    rig.leases.drop([dead_workers])
+    lane = recovery(rig, handler)
+    assert lane.claim() == 0
+    rig.clock.advance(31)
+    assert lane.claim() == 1
+    (claimed,) = next(iter(rig.leases.held().values())).values()
+    assert claimed.delivery is not None
+    assert (claimed.delivery.lost, rig.run(claimed)) == (2, Done())
+
+
+def test_a_lane_that_never_started_can_be_joined(rig: Rig) -> None:
+    recovery(rig, rig.handler(lambda e: None, name="keep")).join(timeout=1)
