@@ -23,7 +23,7 @@ def sockets() -> set[str]:
     found: set[str] = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(link)
+            target = str(link.readlink())
         except FileNotFoundError:  # the listing's own descriptor
             continue
         found.add(target.removeprefix("socket:[").removesuffix("]"))

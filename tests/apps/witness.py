@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Witness:
-    """Notes of all processes of one application, a JSON line each, in the order in which they were written."""
+    """Notes of all processes of one application, a JSON line each, in the order of writing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

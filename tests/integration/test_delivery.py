@@ -1,4 +1,4 @@
-"""What becomes of an event when nothing dies: handled, retried, dead-lettered, retried again, seen in its chain."""
+"""What becomes of an event when nothing dies: handled, retried, dead-lettered, and seen in its chain."""
 
 import asyncio
 import logging
