@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from eventdriven_sync.envelope import new_id
 from eventdriven_sync.errors import StoreError
 from eventdriven_sync.executor import Attempt
 from eventdriven_sync.lanes import Lane
 from eventdriven_sync.pool import Pool
+from eventdriven_sync.records import Delivery
 from eventdriven_sync.settling import Leases
 from eventdriven_sync.store import Store
 
@@ -30,6 +31,7 @@ class RecoveryLane:
     Args:
         lanes: by handler name.
         capacity: how many claimed deliveries may be held at once.
+        max_lost: starts without outcome after which a delivery is dead.
         poll_every: seconds between two looks when nothing is known to be due earlier.
     """
 
@@ -44,6 +46,7 @@ class RecoveryLane:
         lease: float,
         poll_every: float,
         capacity: int,
+        max_lost: int = 3,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -53,6 +56,7 @@ class RecoveryLane:
         self._lease = lease
         self._poll_every = poll_every
         self._capacity = capacity
+        self._max_lost = max_lost
         self._stopping = threading.Event()
         self._renewed = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="eventdriven-recovery", daemon=True)
@@ -76,10 +80,13 @@ class RecoveryLane:
         handlers, room = self._room()
         if room <= 0:
             return 0
+        token = new_id()
         claimed = self._store.deliveries.claim_due(
-            handlers, limit=room, lease=self._lease, worker=self._worker, token=new_id()
+            handlers, limit=room, lease=self._lease, worker=self._worker, token=token
         )
-        for delivery in claimed:
+        postponed = self._postpone(claimed, token)
+        kept = [delivery for delivery in claimed if delivery.id not in postponed]
+        for delivery in kept:
             lane = self._lanes[delivery.handler]
             attempt = Attempt(
                 handler=lane.handler,
@@ -90,7 +97,7 @@ class RecoveryLane:
             )
             self._leases.hold([attempt])
             self._pool.offer(lane, [attempt])
-        return len(claimed)
+        return len(kept)
 
     def renew(self) -> None:
         """Prolong the leases of everything held; an attempt that lost its lease may publish no more."""
@@ -101,6 +108,27 @@ class RecoveryLane:
                 if handling:
                     handling.abandoned = True
             self._leases.drop([attempts[delivery_id] for delivery_id in lost])
+
+    def _postpone(self, claimed: Sequence[Delivery], token: str) -> set[str]:
+        """Give back all but one of those on their last chance: of them one runs at a time in this process.
+
+        When it dies again, that one is to blame, and not what happened to be claimed beside it. So they go
+        back before anything is offered.
+        """
+        suspects = [delivery.id for delivery in claimed if self._last_chance(delivery)]
+        held = [a.delivery for attempts in self._leases.held().values() for a in attempts.values()]
+        if not any(self._last_chance(delivery) for delivery in held if delivery):
+            suspects = suspects[1:]
+        try:
+            self._store.deliveries.release(suspects, token=token)
+        except StoreError as error:
+            # Left alone they would count as lost once more when the lease ends.
+            log.warning("Deliveries on their last chance run side by side: %s", error)
+            return set()
+        return set(suspects)
+
+    def _last_chance(self, delivery: Delivery) -> bool:
+        return max(1, self._max_lost - 1) <= delivery.lost < self._max_lost
 
     def _room(self) -> tuple[list[str], int]:
         """Which handlers could take claimed deliveries, and how many each of them at least.

@@ -196,6 +196,7 @@ class Worker:
             lease=settings.lease,
             poll_every=settings.poll_every,
             capacity=sum(lane.share for lane in self._lanes.values()),
+            max_lost=settings.max_lost,
         )
         self._reconciler = Reconciler(store=store, broker=self._bus.broker, settings=settings, holder=self.id)
         self._heart = threading.Thread(target=self._heartbeats, name="eventdriven-heartbeat", daemon=True)
