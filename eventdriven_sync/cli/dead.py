@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -23,6 +22,7 @@ from eventdriven_sync.cli.options import (
     until_option,
     yes_option,
 )
+from eventdriven_sync.cli.output import Progress
 from eventdriven_sync.cli.render import Column, attempts, last_error
 from eventdriven_sync.cli.session import Session, person
 from eventdriven_sync.cli.words import (
@@ -188,7 +188,7 @@ def retry_dead(
     if _go_on(session, chosen, "retried", question="Retry them?", yes=yes or not everything, dry_run=dry_run):
         store = session.bus().store.deliveries
         by = person()
-        moved = _in_chunks(session, chosen, "retrying", lambda part: store.retry_dead(part, by=by))
+        moved = _in_chunks(session, chosen, "retried", lambda part: store.retry_dead(part, by=by))
         _report(session, "retried", moved, chosen)
 
 
@@ -207,7 +207,7 @@ def discard_dead(session: Session, *, ids: tuple[str, ...], reason: str, yes: bo
         store = session.bus().store.deliveries
         by = person()
         moved = _in_chunks(
-            session, chosen, "discarding", lambda part: store.discard(part, reason=reason[:2000], by=by)
+            session, chosen, "discarded", lambda part: store.discard(part, reason=reason[:2000], by=by)
         )
         _report(session, "discarded", moved, chosen)
 
@@ -271,14 +271,13 @@ def _go_on(
 
 
 def _in_chunks(
-    session: Session, chosen: Sequence[str], label: str, move: Callable[[DeliveryQuery], int]
+    session: Session, chosen: Sequence[str], verb: str, move: Callable[[DeliveryQuery], int]
 ) -> int:
-    chunks = [chosen[start : start + CHUNK] for start in range(0, len(chosen), CHUNK)]
-    hidden = session.out.json or len(chunks) == 1
     moved = 0
-    with click.progressbar(chunks, label=label, hidden=hidden, file=sys.stderr) as progress:
-        for chunk in progress:
-            moved += move(DeliveryQuery(ids=tuple(chunk)))
+    with Progress(session.out, f"of {len(chosen):,} {verb}") as count:
+        for start in range(0, len(chosen), CHUNK):
+            moved += move(DeliveryQuery(ids=tuple(chosen[start : start + CHUNK])))
+            count.tell(moved)
     return moved
 
 

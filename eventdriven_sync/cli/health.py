@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from eventdriven_sync.broker import ConsumerState, StreamState
 from eventdriven_sync.cli.documents import Document, document
 from eventdriven_sync.cli.options import Command, limit_option, since_option
+from eventdriven_sync.cli.output import Progress
 from eventdriven_sync.cli.render import Column
 from eventdriven_sync.cli.session import FAILED, Session
 from eventdriven_sync.cli.words import many, size, when
@@ -68,7 +68,7 @@ def audit(session: Session, *, since: datetime | None) -> None:
     from eventdriven_sync.audit import audit as run
 
     bus = session.bus()
-    with _Counter(session, "events compared") as count:
+    with Progress(session.out, "events compared") as count:
         result = run(bus, since=since, progress=count.tell)
     session.out.rows(
         result.handlers,
@@ -92,28 +92,6 @@ def audit(session: Session, *, since: datetime | None) -> None:
 
 def _audit_document(handler: HandlerAudit) -> Document:
     return document(handler) | {"ok": handler.ok}
-
-
-class _Counter:
-    """A count on the error output that overwrites itself, only where a person looks on."""
-
-    def __init__(self, session: Session, what: str) -> None:
-        self._shown = sys.stderr.isatty() and not session.out.json
-        self._what = what
-        self._used = False
-
-    def __enter__(self) -> _Counter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._used:
-            click.echo(err=True)
-
-    def tell(self, count: int) -> None:
-        """Show how far it is."""
-        if self._shown:
-            self._used = True
-            click.echo(f"\r{count:,} {self._what}", err=True, nl=False)
 
 
 @click.command(cls=Command)

@@ -125,6 +125,28 @@ class Output:
         self.line(json.dumps(data, indent=2, ensure_ascii=not _unicode()))
 
 
+class Progress:
+    """A count on the error output that overwrites itself, only where a person looks on."""
+
+    def __init__(self, out: Output, what: str) -> None:
+        self._shown = sys.stderr.isatty() and not out.json
+        self._what = what
+        self._used = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._used:
+            click.echo(err=True)
+
+    def tell(self, count: int) -> None:
+        """Show how far it is."""
+        if self._shown:
+            self._used = True
+            click.echo(f"\r{count:,} {self._what}", err=True, nl=False)
+
+
 def _console() -> Console:
     from rich.console import Console
 
