@@ -292,10 +292,8 @@ def _quick_loads(data: bytes) -> Any:
 
 
 def _needs_care(data: bytes) -> bool:
-    """Whether the text may hold what orjson lets through: long ints (as floats), NUL, lone surrogates."""
-    if b"\\u0000" in data or b"\\ud" in data or b"\\uD" in data:
-        return True
-    return _LONG_INT in data.translate(_DIGITS_AS_0)
+    """Whether the text may hold what orjson lets through: NUL, and long ints as floats."""
+    return b"\\u0000" in data or _LONG_INT in data.translate(_DIGITS_AS_0)
 
 
 def _careful_loads(data: bytes, limit: int) -> Any:

@@ -220,6 +220,27 @@ def test_a_document_holds_only_json_and_uses_aliases_values_and_tags() -> None:
     assert document["raw"] == "AP8="
 
 
+def test_a_private_field_is_read_under_its_alias() -> None:
+    found = Codec().decode(EVERYTHING, {"secret": 8, "other": 9, "_secret": 1, "renamed": 1})
+    assert (found._secret, found.renamed) == (8, 9)
+
+
+def test_a_field_that_is_no_argument_of_the_class_is_not_part_of_the_payload() -> None:
+    @event("Codec.computed")
+    @attrs.frozen
+    class Computed:
+        number: int
+        square: complex = attrs.field(init=False)
+
+        @square.default
+        def _(self) -> complex:
+            return self.number**2 + 0j
+
+    codec, before = Codec(), Computed(3)
+    assert codec.encode(before) == {"number": 3}
+    assert codec.decode(event_type_of(before), {"number": 3}) == before
+
+
 def test_a_moment_with_an_offset_no_other_language_reads_is_written_in_utc() -> None:
     odd = timezone(timedelta(hours=1, seconds=7))
     written = Codec().encode(strict(at=datetime(2026, 1, 1, 12, tzinfo=odd)))["at"]
@@ -369,12 +390,12 @@ def test_the_depth_of_a_recursive_class_is_limited() -> None:
 
 def test_encoding_close_to_the_recursion_limit_of_the_caller_is_an_error_of_ours() -> None:
     def dive(levels: int) -> CodecError:
-        return refused(Loose(payload=nested(90))) if levels == 0 else dive(levels - 1)
+        return refused(Loose(payload=nested(99))) if levels == 0 else dive(levels - 1)
 
     frame, used = sys._getframe(), 0
     while frame is not None:
         frame, used = frame.f_back, used + 1  # type: ignore[assignment]
-    error = dive(sys.getrecursionlimit() - used - 150)
+    error = dive(sys.getrecursionlimit() - used - 60)
     assert isinstance(error, CodecError)
 
 
@@ -701,6 +722,7 @@ BAD_MESSAGES: list[tuple[bytes, type[CodecError], str]] = [
     (b'{"a":' * 2**17, Undecodable, "nesting is deeper than 101"),
     (deep_document(), Undecodable, "nesting is deeper than 101"),
     (b'"' + b'\\"' * 2**19, Undecodable, "not JSON: Unterminated string"),
+    (b'"' + b'\\"[' * 2**18, Undecodable, "not JSON: Unterminated string"),
     (b"[]", InvalidEnvelope, "envelope must be an object, got list"),
     (b"1", InvalidEnvelope, "envelope must be an object, got int"),
     (b"null", InvalidEnvelope, "envelope must be an object, got NoneType"),
