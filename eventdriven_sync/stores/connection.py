@@ -46,48 +46,32 @@ _WRITES = frozenset({"insert", "update", "delete", "findAndModify", "commitTrans
 class Ticket(Generic[Item]):
     """What one caller wants written, and what came of it."""
 
-    __slots__ = ("deadline", "error", "finished", "items", "result", "sent", "signal", "size")
+    __slots__ = ("deadline", "items", "results", "sent", "signal", "size")
 
     def __init__(self, items: Sequence[Item], *, size: int, deadline: float) -> None:
         self.items = items
         self.size = size
         self.deadline = deadline
         self.sent = False  # an earlier write that included it may have reached the server
-        self.finished = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+        self.results: Sequence[Any] | BaseException | None = None  # None until it is over
         self.signal = threading.Lock()  # a wake-up call, guards nothing: released by whoever has news
         self.signal.acquire()
-
-    def finish(self, result: Any) -> None:
-        """Note what came of it; an exception will be raised to its caller."""
-        if isinstance(result, BaseException):
-            self.error = result
-        else:
-            self.result = result
-        self.finished = True
-
-    def wake(self) -> None:
-        """Let the waiting caller look."""
-        # Released already: two writers met after the first was overdue.
-        with contextlib.suppress(RuntimeError):
-            self.signal.release()
 
 
 class GroupCommit(Generic[Item, Result]):
     """Combines the writes of concurrent callers. Thread-safe; a forked child builds a new one.
 
     Args:
-        write: writes the items of these tickets by a point of ``time.monotonic``; gives per ticket its
-            result or the exception to raise. It must be safe to repeat. ``Unanswered`` means that callers
-            with time left may try again; any other exception goes to every caller of the batch.
+        write: writes items by a point of ``time.monotonic``; gives per item its result, or the exception to
+            raise to its caller. It must be safe to repeat. ``Unanswered`` means that callers with time left
+            may try again; any other exception goes to every caller of the batch.
         max_items: of one batch, unless one caller brings more.
         max_bytes: of one batch, unless one caller brings more.
     """
 
     def __init__(
         self,
-        write: Callable[[Sequence[Ticket[Item]], float], Sequence[Result | BaseException]],
+        write: Callable[[Sequence[Item], float], Sequence[Result | BaseException]],
         *,
         max_items: int = MAX_ITEMS,
         max_bytes: int = MAX_BYTES,
@@ -100,53 +84,49 @@ class GroupCommit(Generic[Item, Result]):
         self._writer: Ticket[Item] | None = None
         self._batch: list[Ticket[Item]] = []
 
-    def submit(self, items: Sequence[Item], *, size: int, timeout: float) -> Result:
-        """Write the items, together with those of other callers; what ``write`` gave for them.
+    def submit(self, items: Sequence[Item], *, size: int, timeout: float) -> list[Result]:
+        """Write the items, together with those of other callers; what ``write`` gave for each.
 
         Raises:
             Unanswered: the time is over.
         """
         ticket = Ticket(items, size=size, deadline=time.monotonic() + timeout)
         try:
-            if not self._enter(ticket):
+            with self._mutex:
+                if self._writer is not None and self._writer.deadline + _OVERDUE < time.monotonic():
+                    self._dismiss()
+                if self._writer is None:
+                    self._writer = ticket
+                else:
+                    self._queue.append(ticket)
+            if self._writer is not ticket:
                 ticket.signal.acquire(timeout=timeout)
             if self._writer is ticket:
                 self._lead(ticket)
         finally:
             # Also when interrupted: whoever waits for this thread is handed on.
             self._leave(ticket)
-        if ticket.error is not None:
-            raise ticket.error
-        result: Result = ticket.result
-        return result
-
-    def _enter(self, ticket: Ticket[Item]) -> bool:
-        """Become the writer, or queue."""
-        with self._mutex:
-            if self._writer is not None and self._writer.deadline + _OVERDUE < time.monotonic():
-                log.warning("A writer did not hand over; its work is taken on")
-                self._return_batch(sent=True)
-                self._writer = None
-            if self._writer is None:
-                self._writer = ticket
-                return True
-            self._queue.append(ticket)
-            return False
+        if isinstance(ticket.results, BaseException):
+            raise ticket.results
+        return list(ticket.results or ())
 
     def _lead(self, ticket: Ticket[Item]) -> None:
+        """Write a batch. Who has time left when the writer's is over stays without results."""
         batch = self._take(ticket)
         try:
-            for member, result in zip(batch, self._write(batch, ticket.deadline), strict=True):
-                member.finish(result)
+            items = [item for member in batch for item in member.items]
+            results = iter(self._write(items, ticket.deadline))
+            for member in batch:
+                mine = [next(results) for _ in member.items]
+                member.results = next((each for each in mine if isinstance(each, BaseException)), mine)
         except Unanswered as error:
-            # The writer's time is over; who has time left stays unfinished and is handed on.
             for member in batch:
                 member.sent = member.sent or error.sent
                 if member is ticket or member.deadline <= time.monotonic():
-                    member.finish(Unanswered(sent=member.sent, cause=error.cause))
+                    member.results = Unanswered(sent=member.sent, cause=error.cause)
         except Exception as error:
             for member in batch:
-                member.finish(error)
+                member.results = error
 
     def _take(self, ticket: Ticket[Item]) -> list[Ticket[Item]]:
         """This ticket and what is queued behind it, as much as one write should carry."""
@@ -163,53 +143,52 @@ class GroupCommit(Generic[Item, Result]):
 
     def _leave(self, ticket: Ticket[Item]) -> None:
         """Hand the role over, or stop waiting."""
-        batch: Sequence[Ticket[Item]] = ()
-        following = None
+        news: list[Ticket[Item]] = []
         with self._mutex:
             if self._writer is ticket:
-                batch = self._return_batch(sent=not ticket.finished)
-                following = self._writer = self._queue.popleft() if self._queue else None
+                news = [member for member in self._batch if member.results is not None]
+                self._return_batch(interrupted=ticket.results is None)
+                self._writer = self._queue.popleft() if self._queue else None
+                if self._writer is not None:
+                    news.insert(0, self._writer)  # first, so that the server has work while the others wake
             elif ticket in self._queue:
                 self._queue.remove(ticket)
-            if not ticket.finished:
-                ticket.finish(Unanswered(sent=ticket.sent or ticket in self._batch))
-        # The next writer first, so that the server has work while the others wake.
-        if following is not None:
-            following.wake()
-        for member in batch:
-            if member.finished:
-                member.wake()
+            if ticket.results is None:
+                ticket.results = Unanswered(sent=ticket.sent or ticket in self._batch)
+        for member in news:
+            # Released already: two writers met after the first was overdue.
+            with contextlib.suppress(RuntimeError):
+                member.signal.release()
 
-    def _return_batch(self, *, sent: bool) -> Sequence[Ticket[Item]]:
-        """Queue what the writer took and did not finish, in its order; the batch. The caller holds the mutex.
-
-        ``sent``: the writer was interrupted, so nobody knows how far its write came.
-        """
-        batch, self._batch = self._batch, []
-        for member in reversed(batch):
-            if not member.finished and member is not self._writer:
-                member.sent = member.sent or sent
+    def _return_batch(self, *, interrupted: bool) -> None:
+        """Queue what the writer took and did not finish, in its order. The caller holds the mutex."""
+        for member in reversed(self._batch):
+            if member.results is None and member is not self._writer:
+                member.sent = member.sent or interrupted  # nobody knows how far that write came
                 self._queue.appendleft(member)
-        return batch
+        self._batch = []
+
+    def _dismiss(self) -> None:
+        """Put an end to a writer that did not hand over. The caller holds the mutex."""
+        log.warning("A writer did not hand over; its work is taken on")
+        self._return_batch(interrupted=True)
+        self._writer = None
 
 
 class _SentWrites(monitoring.CommandListener):
-    """Knows whether this thread handed a write to a socket: what decides between "not" and "unknown"."""
+    """Knows whether this thread handed a write to a socket: what decides between "not" and "unknown".
+
+    Attributes:
+        here: per thread; ``here.any`` is set when a write is sent.
+    """
 
     def __init__(self) -> None:
-        self._here = threading.local()
-
-    def forget(self) -> None:
-        """Begin a call."""
-        self._here.sent = False
-
-    def any(self) -> bool:
-        """Whether a write was sent since."""
-        return bool(self._here.sent)
+        self.here = threading.local()
 
     def started(self, event: monitoring.CommandStartedEvent) -> None:
+        """Note a write that is about to be sent."""
         if event.command_name in _WRITES:
-            self._here.sent = True
+            self.here.any = True
 
     def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
         """Not needed."""
@@ -232,16 +211,11 @@ class Connection:
         self.database = (
             self.client.get_database(database)
             if database
-            else (self.client.get_default_database("eventdriven"))
+            else self.client.get_default_database("eventdriven")
         )
         self.collections = {name: collection(self.database, name) for name in INDEXES}
         self._lanes: dict[str, GroupCommit[Any, Any]] = {}
         self._appended: dict[int, list[str]] = {}
-
-    def lane(self, name: str, write: Callable[..., Any]) -> GroupCommit[Any, Any]:
-        """The group commit of this name in this process."""
-        lane = self._lanes.get(name)
-        return lane if lane is not None else self._lanes.setdefault(name, GroupCommit(write))
 
     def in_transaction(self, session: Any) -> list[str]:
         """The ids of events stored in this transaction, to name them when its commit is not answered."""
@@ -258,9 +232,8 @@ class Connection:
             Unanswered: the time is over.
             PyMongoError: the server answered with an error.
         """
-        self._sent.forget()
-        begun = time.monotonic()
-        until = deadline - min(_MARGIN, (deadline - begun) / 4)
+        self._sent.here.any = False
+        until = deadline - min(_MARGIN, (deadline - time.monotonic()) / 4)
         while True:
             try:
                 # The driver takes 0 as "no limit".
@@ -270,7 +243,7 @@ class Connection:
                 if not passing(error):
                     raise
                 if until - time.monotonic() <= _PAUSE:
-                    raise Unanswered(sent=self._sent.any(), cause=error) from error
+                    raise Unanswered(sent=self._sent.here.any, cause=error) from error
             time.sleep(_PAUSE)
 
     def call(
@@ -292,15 +265,20 @@ class Connection:
 
     def share(
         self,
-        lane: GroupCommit[Any, T],
-        items: Sequence[Any],
+        name: str,
+        write: Callable[[Connection, Sequence[Item]], Sequence[Any]],
+        items: Sequence[Item],
         action: str,
         *,
         size: int,
         timeout: float,
         event_ids: Sequence[str] = (),
-    ) -> T:
-        """Write items by a lane, with the library's errors."""
+    ) -> list[Any]:
+        """Write items together with those of other threads under this name, with the library's errors."""
+        lane = self._lanes.get(name) or self._lanes.setdefault(
+            name,
+            GroupCommit(lambda batch, by: self.attempt(lambda: write(self, batch), deadline=by)),
+        )
         try:
             return lane.submit(items, size=size, timeout=timeout)
         except (Unanswered, PyMongoError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -21,7 +22,7 @@ from eventdriven_sync.outcome import Failure
 from eventdriven_sync.records import Operation
 from eventdriven_sync.store import EventQuery, OperationQuery
 from eventdriven_sync.stores.collections import EVENTS, OPERATIONS, Document
-from eventdriven_sync.stores.connection import Connection, Link, Ticket
+from eventdriven_sync.stores.connection import Connection, Link
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, translated
 
 _OBJECT_ID = re.compile(r"[0-9a-f]{24}")
@@ -83,7 +84,8 @@ def envelope(document: Mapping[str, Any]) -> Envelope:
         id=str(document["_id"]),
         name=document["name"],
         version=document["version"],
-        data=plain(document["data"]),
+        # Within a delivery, an event that MongoDB cannot hold is kept as text.
+        data=json.loads(document["json"]) if "json" in document else plain(document["data"]),
         published_at=document["published_at"],
         operation_id=str(document["operation_id"]),
         parent_ids=tuple(str(parent) for parent in document["parent_ids"]),
@@ -127,23 +129,15 @@ class MongoEvents:
         connection = self._link.now
         if session is not None:
             return append_in(connection, session, prepared)
-        lane = connection.lane(EVENTS, self._write)
         return connection.share(
-            lane,
+            EVENTS,
+            insert_events,
             prepared,
             "while storing events",
             size=sum(len(event.raw.raw) for event in prepared),
             timeout=timeout,
             event_ids=[event.id for event in prepared],
         )
-
-    def _write(
-        self, tickets: Sequence[Ticket[Prepared]], deadline: float
-    ) -> list[list[bool] | BaseException]:
-        connection = self._link.now
-        events = [event for ticket in tickets for event in ticket.items]
-        found = iter(connection.attempt(lambda: insert_events(connection, events), deadline=deadline))
-        return [answer([next(found) for _ in ticket.items]) for ticket in tickets]
 
     def get(self, ids: Sequence[str]) -> dict[str, Envelope]:
         """The events with these ids, as far as they exist."""
@@ -188,26 +182,14 @@ class MongoEvents:
             PayloadNotSerializable, StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied.
         """
         document = encoded(operation_document(operation), what=f"operation {operation.name}")
-        connection = self._link.now
-        connection.share(
-            connection.lane(OPERATIONS, self._write_operations),
+        self._link.now.share(
+            OPERATIONS,
+            _replace_operations,
             [(operation.id, document)],
             "while storing an operation",
             size=len(document.raw),
             timeout=timeout,
         )
-
-    def _write_operations(
-        self, tickets: Sequence[Ticket[tuple[str, RawBSONDocument]]], deadline: float
-    ) -> list[None]:
-        latest = {key: document for ticket in tickets for key, document in ticket.items}
-        writes: list[ReplaceOne[Any]] = [
-            ReplaceOne({"_id": stored_id(key)}, document, upsert=True) for key, document in latest.items()
-        ]
-        connection = self._link.now
-        target = connection.collections[OPERATIONS]
-        connection.attempt(lambda: target.bulk_write(writes, ordered=False), deadline=deadline)
-        return [None for _ in tickets]
 
     def operation(self, operation_id: str) -> Operation | None:
         """The operation, or None."""
@@ -298,12 +280,6 @@ def _verdict(
     )
 
 
-def answer(found: Sequence[bool | BaseException]) -> list[bool] | BaseException:
-    """What one caller is told: everything, or what went wrong first."""
-    errors = [item for item in found if isinstance(item, BaseException)]
-    return errors[0] if errors else [item is True for item in found]
-
-
 def append_in(connection: Connection, session: Any, events: Sequence[Prepared]) -> list[bool]:
     """Insert events within a transaction. A duplicate key would end it, so it asks first what exists.
 
@@ -323,10 +299,22 @@ def append_in(connection: Connection, session: Any, events: Sequence[Prepared]) 
         ) from error
     first = {event.id: event for event in fresh}
     known: Mapping[str, Document] = {key: {"code": DUPLICATE_KEY} for key in hashes}
-    told = answer([_verdict(e, first, hashes, known) if e.id in hashes else next(added) for e in events])
-    if isinstance(told, BaseException):
-        raise told
-    return told
+    told = [_verdict(e, first, hashes, known) if e.id in hashes else next(added) for e in events]
+    for each in told:
+        if isinstance(each, BaseException):
+            raise each
+    return [each is True for each in told]
+
+
+def _replace_operations(
+    connection: Connection, operations: Sequence[tuple[str, RawBSONDocument]]
+) -> list[None]:
+    writes: list[ReplaceOne[Any]] = [
+        ReplaceOne({"_id": stored_id(key)}, document, upsert=True)
+        for key, document in dict(operations).items()
+    ]
+    connection.collections[OPERATIONS].bulk_write(writes, ordered=False)
+    return [None for _ in operations]
 
 
 def event_filter(query: EventQuery) -> Document:

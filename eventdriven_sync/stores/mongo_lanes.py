@@ -18,14 +18,13 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import PayloadNotSerializable, StoreError
-from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, RetryAt
+from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, Outcome, RetryAt
 from eventdriven_sync.records import Delivery, RawMessage, Settlement
 from eventdriven_sync.stores.collections import DELIVERIES, Document
-from eventdriven_sync.stores.connection import Connection, Link, Ticket
+from eventdriven_sync.stores.connection import Connection, Link
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, error_code, translated
 from eventdriven_sync.stores.mongo_events import (
     Prepared,
-    answer,
     append_in,
     clean,
     encoded,
@@ -38,6 +37,19 @@ from eventdriven_sync.stores.mongo_events import (
 )
 
 KEPT_FAILURES = 10
+
+# About how large a recorded failure is; only the bound of a batch depends on it.
+_FAILURE_BYTES = 20_000
+
+_STATES = {Done: "succeeded", RetryAt: "retrying", Dead: "dead", Discarded: "discarded"}
+
+# A lease that was still held ended with its worker.
+_CLAIMED: Document = {
+    "state": "running",
+    "attempts": {"$add": ["$attempts", 1]},
+    "lost": {"$add": ["$lost", {"$cond": [{"$eq": ["$state", "running"]}, 1, 0]}]},
+    "started_at": "$$NOW",
+}
 
 Pipeline = list[Document]
 
@@ -82,19 +94,14 @@ class MongoLanes:
             return []
         connection = self._link.now
         return connection.share(
-            connection.lane(DELIVERIES, self._write),
+            DELIVERIES,
+            write_records,
             records,
             "while recording outcomes",
             size=sum(record.size for record in records),
             timeout=connection.timeout,
             event_ids=[settlement.event_id for settlement in settlements],
         )
-
-    def _write(self, tickets: Sequence[Ticket[Record]], deadline: float) -> list[list[bool] | BaseException]:
-        connection = self._link.now
-        records = [record for ticket in tickets for record in ticket.items]
-        found = iter(connection.attempt(lambda: write_records(connection, records), deadline=deadline))
-        return [answer([next(found) for _ in ticket.items]) for ticket in tickets]
 
     def settle_in(self, session: Any, settlement: Settlement) -> bool:
         """The same inside a transaction; False means: abort.
@@ -151,7 +158,7 @@ class MongoLanes:
             return []
         # Whoever is second finds the first one's lease and no longer matches. Repeated after a lost answer
         # it changes nothing more, and the token still finds what the first try claimed.
-        claim = [{"$set": _claimed(lease=lease, worker=worker, token=token)}]
+        claim = [{"$set": literal({"token": token, "worker": worker}) | _CLAIMED | {"due_at": later(lease)}}]
         connection.call(action, lambda: target.update_many({"_id": {"$in": ids}} | due, claim))
         mine = {"_id": {"$in": ids}, "token": token, "state": "running"}
         found = connection.call(action, lambda: {d["_id"]: d for d in target.find(mine)})
@@ -187,23 +194,16 @@ class MongoLanes:
 
 def write_records(connection: Connection, records: Sequence[Record]) -> list[bool | BaseException]:
     """Write emitted events, then outcomes; for each whether it is recorded, or what went wrong."""
-    refused = _write_emitted(connection, records)
-    ready = [record for record in records if record.id not in refused]
-    recorded = iter(_write_outcomes(connection, ready) if ready else ())
-    return [refused[record.id] if record.id in refused else next(recorded) for record in records]
-
-
-def _write_emitted(connection: Connection, records: Sequence[Record]) -> dict[str, BaseException]:
-    """Store what the handlers published; the deliveries of which something cannot be stored."""
     emitted = [(record.id, event) for record in records for event in record.emitted]
-    if not emitted:
-        return {}
-    stored = insert_events(connection, [event for _, event in emitted])
-    return {
+    stored = insert_events(connection, [event for _, event in emitted]) if emitted else ()
+    refused = {
         key: found
         for (key, _), found in zip(emitted, stored, strict=True)
         if isinstance(found, BaseException)
     }
+    ready = [record for record in records if record.id not in refused]
+    recorded = iter(_write_outcomes(connection, ready) if ready else ())
+    return [refused[record.id] if record.id in refused else next(recorded) for record in records]
 
 
 def _write_outcomes(connection: Connection, records: Sequence[Record]) -> list[bool | BaseException]:
@@ -244,121 +244,82 @@ def _recorded(record: Record, failed: Document | None, owners: Mapping[str, str]
 
 def _record(settlement: Settlement) -> Record:
     """What to write for a settlement: an insert wherever possible, since an update costs a multiple."""
-    outcome = settlement.outcome
-    key = settlement.delivery_id
-    emitted = _emitted(settlement)
-    size = sum(len(event.raw.raw) for event in emitted)
+    outcome, key = settlement.outcome, settlement.delivery_id
+    # An attempt without success publishes nothing.
+    emitted = tuple(prepare(event) for event in settlement.emitted) if isinstance(outcome, Done) else ()
+    write: InsertOne[Any] | UpdateOne
+    fields = _outcome_fields(settlement)
+    size = 1000
     if settlement.claimed:
         where = {"_id": key, "token": settlement.token, "state": "running"}
-        update = UpdateOne(where, _settling(settlement))
-        return Record(key, settlement.token, update, emitted, size + _bytes_of(outcome, settlement))
-    if isinstance(outcome, RetryAt):
-        retry = UpdateOne(absent(key), _retrying_at_once(settlement, outcome), upsert=True)
-        return Record(key, settlement.token, retry, emitted, size + _bytes_of(outcome, settlement))
-    raw = encoded(_settled_at_once(settlement), what=f"outcome of {key}")
-    return Record(key, settlement.token, InsertOne(raw), emitted, size + len(raw.raw))
+        write = UpdateOne(where, _update(outcome, fields))
+    elif isinstance(outcome, RetryAt):
+        first = literal(_first_fields(settlement) | fields) | {"due_at": later(outcome.after)}
+        write = UpdateOne(absent(key), [{"$set": first}], upsert=True)
+    else:
+        ended = settlement.started_at + timedelta(milliseconds=settlement.duration_ms)
+        document: Document = {"_id": key, "settled_at": ended} | _first_fields(settlement) | fields
+        raw = encoded(document, what=f"outcome of {key}")
+        write, size = InsertOne(raw), len(raw.raw)
+    if isinstance(write, UpdateOne) and "failures" in fields:
+        size += _FAILURE_BYTES + (len(settlement.raw.data) if settlement.raw else 0)
+    return Record(key, settlement.token, write, emitted, size + sum(len(e.raw.raw) for e in emitted))
 
 
-def _emitted(settlement: Settlement) -> tuple[Prepared, ...]:
-    """What the handler published; an attempt without success publishes nothing."""
-    events = settlement.emitted if isinstance(settlement.outcome, Done) else ()
-    return tuple(prepare(event) for event in events)
-
-
-def _bytes_of(outcome: Any, settlement: Settlement) -> int:
-    """About how large an update is; only the bound of a batch depends on it."""
-    raw = len(settlement.raw.data) if settlement.raw else 0
-    return 20_000 + raw if isinstance(outcome, RetryAt | Dead) else 1000
-
-
-def _first(settlement: Settlement) -> Document:
-    """The fields of a delivery's first record that no later attempt changes, and its counters."""
-    fields: Document = {
+def _first_fields(settlement: Settlement) -> Document:
+    """The fields of a first record that no later attempt changes, and its counters."""
+    return {
         "handler": settlement.handler,
         "event_id": stored_id(settlement.event_id),
         "event_name": settlement.event_name,
         "operation_id": stored_id(settlement.operation_id),
         "attempts": 1,
-        "failed": 0,
+        "failed": int(isinstance(settlement.outcome, RetryAt | Dead)),
         "generation": 0,
         "lost": 0,
         "created_at": settlement.started_at,
         "token": settlement.token,
     }
-    return fields
 
 
-def _settled_at_once(settlement: Settlement) -> Document:
-    """The whole record of a delivery that ends with its first attempt."""
+def _outcome_fields(settlement: Settlement) -> Document:
+    """The fields that every outcome sets; of a failure also what is needed to try again."""
     outcome = settlement.outcome
-    ended = settlement.started_at + timedelta(milliseconds=settlement.duration_ms)
-    document: Document = {"_id": settlement.delivery_id, "settled_at": ended}
-    if isinstance(outcome, Dead):
-        document |= _failed_at_once(settlement, outcome.failure)
-        return document | {"state": "dead", "reason": outcome.reason}
-    document |= _first(settlement) | _attempted(settlement)
-    if isinstance(outcome, Discarded):
-        return document | {"state": "discarded", "reason": clean(outcome.reason, 2000)}
-    return document | {"state": "succeeded"}
-
-
-def _failed_at_once(settlement: Settlement, failure: Failure) -> Document:
-    """What a first record says of its failed attempt."""
-    document = failure_document(failure)
-    counted: Document = {"failed": 1, "failures": [document]}
-    return _first(settlement) | _attempted(settlement) | _remains(settlement) | counted | _shown(document)
-
-
-def _retrying_at_once(settlement: Settlement, outcome: RetryAt) -> Pipeline:
-    """The whole record of a delivery whose first attempt failed; a pipeline, for the server's time."""
-    fields = literal(_failed_at_once(settlement, outcome.failure))
-    return [{"$set": fields | {"state": "retrying", "due_at": later(outcome.after)}}]
-
-
-def _attempted(settlement: Settlement) -> Document:
-    """What is known of the last attempt."""
-    return {
+    fields: Document = {
+        "state": _STATES[type(outcome)],
         "started_at": settlement.started_at,
         "duration_ms": settlement.duration_ms,
         "worker": settlement.worker,
     }
-
-
-def _settling(settlement: Settlement) -> Pipeline:
-    """The update that records an outcome in an existing record."""
-    outcome = settlement.outcome
-    fields = literal(_attempted(settlement))
+    if isinstance(outcome, Dead | Discarded):
+        fields["reason"] = clean(outcome.reason, 2000)
     if isinstance(outcome, Done | Discarded):
-        state = "succeeded" if isinstance(outcome, Done) else "discarded"
-        reason = clean(outcome.reason, 2000) if isinstance(outcome, Discarded) else ""
-        fields |= {"state": state, "reason": {"$literal": reason}, "settled_at": "$$NOW"}
-        return [{"$set": fields}, {"$unset": ["due_at", "event", "raw"]}]
+        return fields
     failure = failure_document(outcome.failure)
-    so_far = {"$ifNull": ["$failures", []]}
-    fields |= literal(_remains(settlement) | _shown(failure))
+    # The last error stands where queries find it.
     fields |= {
-        "failed": {"$add": ["$failed", 1]},
-        "failures": {"$slice": [{"$concatArrays": [so_far, [{"$literal": failure}]]}, -KEPT_FAILURES]},
+        "failures": [failure],
+        "error_type": failure["error_type"],
+        "error_message": failure["message"],
     }
-    if isinstance(outcome, RetryAt):
-        return [{"$set": fields | {"state": "retrying", "due_at": later(outcome.after)}}]
-    fields |= {"state": "dead", "reason": outcome.reason, "settled_at": "$$NOW"}
-    return [{"$set": fields}, {"$unset": ["due_at"]}]
-
-
-def _shown(failure: Document) -> Document:
-    """The last error, where queries find it."""
-    return {"error_type": failure["error_type"], "error_message": failure["message"]}
-
-
-def _remains(settlement: Settlement) -> Document:
-    """The event or message itself, as far as it is given: what is there already stays."""
-    fields: Document = {}
     if settlement.event is not None:
         fields["event"] = embedded(settlement.event)
     if settlement.raw is not None:
         fields["raw"] = raw_document(settlement.raw)
     return fields
+
+
+def _update(outcome: Outcome, fields: Document) -> Pipeline:
+    """The update that records an outcome in an existing record."""
+    changes = literal(fields)
+    if isinstance(outcome, Done | Discarded):
+        return [{"$set": changes | {"settled_at": "$$NOW"}}, {"$unset": ["due_at", "event", "raw"]}]
+    failures = {"$concatArrays": [{"$ifNull": ["$failures", []]}, changes["failures"]]}
+    changes["failures"] = {"$slice": [failures, -KEPT_FAILURES]}
+    changes["failed"] = {"$add": ["$failed", 1]}
+    if isinstance(outcome, RetryAt):
+        return [{"$set": changes | {"due_at": later(outcome.after)}}]
+    return [{"$set": changes | {"settled_at": "$$NOW"}}, {"$unset": ["due_at"]}]
 
 
 def embedded(event: Envelope) -> RawBSONDocument:
@@ -379,17 +340,6 @@ def raw_document(raw: RawMessage) -> Document:
         "subject": clean(raw.subject, 1024),
         "headers": headers,
         "data": raw.data,
-    }
-
-
-def _claimed(*, lease: float, worker: str, token: str) -> Document:
-    died = {"$eq": ["$state", "running"]}
-    return literal({"token": token, "worker": worker}) | {
-        "state": "running",
-        "attempts": {"$add": ["$attempts", 1]},
-        "lost": {"$add": ["$lost", {"$cond": [died, 1, 0]}]},
-        "started_at": "$$NOW",
-        "due_at": later(lease),
     }
 
 
@@ -427,21 +377,11 @@ def delivery_of(document: Mapping[str, Any]) -> Delivery:
         created_at=document["created_at"],
         token=document.get("token", ""),
         worker=document.get("worker", ""),
-        event=_embedded_event(document.get("event")),
-        raw=_raw_message(document.get("raw")),
+        event=envelope(document["event"]) if "event" in document else None,
+        raw=_raw_message(document["raw"]) if "raw" in document else None,
         **{name: document.get(name) for name in optional},
     )
 
 
-def _embedded_event(document: Mapping[str, Any] | None) -> Envelope | None:
-    if document is None:
-        return None
-    if "json" in document:
-        document = {**document, "data": json.loads(document["json"])}
-    return envelope(document)
-
-
-def _raw_message(document: Mapping[str, Any] | None) -> RawMessage | None:
-    if document is None:
-        return None
+def _raw_message(document: Mapping[str, Any]) -> RawMessage:
     return RawMessage(**{**document, "headers": dict(document["headers"]), "data": bytes(document["data"])})

@@ -119,7 +119,9 @@ def test_without_a_server_nothing_is_written_and_every_call_says_so_in_time(
 def test_with_a_frozen_server_every_call_ends_in_time_and_knows_what_it_does_not_know(
     mongod: Mongod, store: MongoStore, given: Samples
 ) -> None:
+    patient = MongoStore(mongod.url_for("test_patient"), timeout=TIMEOUT)
     every = calls(store, given)
+    every["patient"] = lambda: patient.events.append([given.event()], timeout=SHORT)
     with ThreadPoolExecutor(len(every)) as pool:  # so that each finds an open connection
         list(pool.map(lambda call: call(), every.values()))
     freeze(mongod)
@@ -127,7 +129,8 @@ def test_with_a_frozen_server_every_call_ends_in_time_and_knows_what_it_does_not
     assert set(kinds.values()) <= {StoreUnavailable, PublishOutcomeUnknown}
     reads = {name: kinds[name] for name in ("states", "claim")}
     assert set(reads.values()) == {StoreUnavailable}
-    assert kinds["append"] is PublishOutcomeUnknown
+    assert kinds["append"] is kinds["patient"] is PublishOutcomeUnknown
+    patient.close()
 
 
 def test_what_a_frozen_server_did_not_answer_can_be_published_again(

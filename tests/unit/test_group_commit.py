@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eventdriven_sync.stores.connection import GroupCommit, Ticket
+from eventdriven_sync.stores.connection import GroupCommit
 from eventdriven_sync.stores.mongo_errors import Unanswered
 from tests.polling import eventually
 
@@ -22,21 +22,22 @@ class Server:
     def __init__(self) -> None:
         self.writes: list[list[str]] = []
         self.threads: list[int] = []
-        self.answers: dict[int, Callable[[Sequence[Ticket[str]]], Any]] = {}
+        self.answers: dict[int, Callable[[Sequence[str]], Any]] = {}
         self._gates: dict[int, threading.Event] = {}
 
     def hold(self, number: int) -> threading.Event:
         """The write of this number waits until the event is set."""
         return self._gates.setdefault(number, threading.Event())
 
-    def __call__(self, tickets: Sequence[Ticket[str]], deadline: float) -> list[Any]:
+    def __call__(self, items: Sequence[str], deadline: float) -> list[Any]:
         number = len(self.writes)
-        self.writes.append([item for ticket in tickets for item in ticket.items])
+        self.writes.append(list(items))
         self.threads.append(threading.get_ident())
         if number in self._gates:
             assert self._gates[number].wait(PLENTY)
-        default = lambda batch: [[f"stored {i}" for i in ticket.items] for ticket in batch]  # noqa: E731
-        return list(self.answers.get(number, default)(tickets))
+        if number in self.answers:
+            return list(self.answers[number](items))
+        return [f"stored {item}" for item in items]
 
 
 class Callers:
@@ -132,7 +133,7 @@ def test_each_caller_gets_its_own_error(callers: Callers, server: Server) -> Non
     go = server.hold(0)
     callers.writing("a")
     bad, good = callers.queued("b"), callers.queued("c")
-    server.answers[1] = lambda batch: [ValueError("b is bad"), ["fine"]]
+    server.answers[1] = lambda batch: [ValueError("b is bad"), "fine"]
     go.set()
     assert good.result(PLENTY) == ["fine"]
     with pytest.raises(ValueError, match="b is bad"):
