@@ -172,15 +172,13 @@ class Bridge:
 
     def _run_posted(self) -> None:
         self._kicked = False
+        # What is posted meanwhile has its own wake-up: the loop also serves others in between.
         for _ in range(len(self._posted)):
             action = self._posted.popleft()
             try:
                 action()
             except Exception:
                 logger.exception("a posted action failed", extra={"action": "post_failed"})
-        if self._posted and not self._kicked:
-            self._kicked = True
-            self._loop.call_soon(self._run_posted)
 
     def _begin(self, coroutine: Coroutine[Any, Any, T], deadline: float, answer: Future[T]) -> None:
         if answer.cancelled():

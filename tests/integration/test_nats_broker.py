@@ -641,7 +641,7 @@ def test_a_reader_that_died_silently_is_replaced(broker: NatsBroker, spec: Consu
     assert client is not None
     assert live.bridge is not None
     live.bridge.post(client._reading_task.cancel)
-    eventually(lambda: broker.status().rebuilt == 1, timeout=15)
+    eventually(lambda: broker.status().rebuilt == 1, timeout=4)  # the probe would take longer
     eventually(lambda: broker.dispatch(messages(spec, 1)))
     eventually(lambda: reader.ids == ["id1"])
 
