@@ -14,7 +14,7 @@ import attrs
 import pytest
 from bson import ObjectId
 from bson.int64 import Int64
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eventdriven_sync import codec as codec_module
@@ -162,6 +162,7 @@ class Strict:
 
 EVERYTHING, LOOSE, STRICT = map(event_type_of, (Everything, Loose, Strict))
 GOOD = Address("75001")
+SHARED = Codec()  # for property tests: a new one would read its classes again for each example
 
 
 @pytest.fixture(params=["orjson", "json"])
@@ -618,12 +619,13 @@ envelopes = st.builds(
 
 
 @pytest.mark.parametrize("fast", [True, False])
+@settings(deadline=None)
 @given(before=envelopes)
 @example(
     before=envelope(data={"n": 2**63 - 1, "e": "\U0001f600", "esc": '\\"[{', "f": 1e308, "digits": "1" * 30})
 )
 def test_unpacking_is_the_inverse_of_packing(fast: bool, before: Envelope) -> None:
-    found, codec = codec_module.orjson, Codec()
+    found, codec = codec_module.orjson, SHARED
     codec_module.orjson = found if fast else None
     try:
         body = codec.pack(before, "shop")
@@ -635,19 +637,21 @@ def test_unpacking_is_the_inverse_of_packing(fast: bool, before: Envelope) -> No
     assert after.content_hash() == before.content_hash()
 
 
+@settings(deadline=None)
 @given(value=plain)
 def test_encoding_and_decoding_any_json_value_changes_nothing(value: Any) -> None:
-    codec = Codec()
+    codec = SHARED
     document = codec.encode(Loose(payload=value))
     assert document == {"payload": value}
     assert codec.decode(LOOSE, document) == Loose(payload=value)
 
 
+@settings(deadline=None)
 @given(
     moment=st.datetimes(timezones=st.timezones()), price=st.decimals(allow_nan=False, allow_infinity=False)
 )
 def test_moments_and_decimals_are_kept_exactly(moment: datetime, price: Decimal) -> None:
-    codec = Codec()
+    codec = SHARED
     if not timedelta(days=2) < moment.replace(tzinfo=None) - datetime.min < timedelta(days=3_650_000):
         return
     found = codec.decode(STRICT, codec.encode(strict(at=moment, amounts=[price])))
@@ -820,13 +824,14 @@ def test_the_message_must_agree_with_its_subject_and_headers(
 
 
 @pytest.mark.parametrize("fast", [True, False])
+@settings(deadline=None)
 @given(data=st.binary() | st.text().map(str.encode) | plain.map(lambda value: json.dumps(value).encode()))
 def test_no_bytes_raise_anything_but_an_error_of_ours(fast: bool, data: bytes) -> None:
     found = codec_module.orjson
     codec_module.orjson = found if fast else None
     try:
         with pytest.raises(CodecError):
-            Codec().unpack(data)
+            SHARED.unpack(data)
     finally:
         codec_module.orjson = found
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventdriven_sync import Discard, Reject, Retry
@@ -79,6 +79,7 @@ def test_what_succeeded_or_was_discarded_never_moves_again() -> None:
     assert {"succeeded", "dead", "discarded"} == FINAL_STATES
 
 
+@settings(deadline=None)
 @given(path=st.lists(st.sampled_from(STATES), max_size=30))
 def test_a_delivery_that_only_makes_allowed_moves_succeeds_at_most_once(path: list[str]) -> None:
     state: str | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tenacity
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tenacity import (
     RetryCallState,
@@ -232,6 +232,7 @@ def test_a_policy_describes_itself(policy: RetryPolicy, words: str) -> None:
     assert policy.describe() == words
 
 
+@settings(deadline=None)
 @given(failures=st.integers(1, 10_000), elapsed=st.floats(-1e9, 1e9))
 def test_a_decision_is_a_pause_in_range_or_a_reason(failures: int, elapsed: float) -> None:
     policies = [RetryPolicy(), RetryPolicy(stop=stop_never), RetryPolicy(stop=stop_after_delay(100))]
