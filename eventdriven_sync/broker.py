@@ -161,8 +161,11 @@ class Broker(Protocol):
         """The same without waiting, as soon as the broker can be reached; failures go to ``status()``."""
 
     def dispatch(self, messages: Sequence[Outgoing]) -> int:
-        """Send without waiting; return how many were taken. The rest is dropped: they are stored events
-        and the reconciler brings them. A missing stream is created. Never raises, never blocks."""
+        """Send without waiting; return how many were taken.
+
+        The rest is dropped: they are stored events and the reconciler brings them. A missing
+        stream is created. Never raises, never blocks.
+        """
 
     def flush(self, *, timeout: float) -> bool:
         """Wait until everything dispatched is acknowledged by the broker or given up; False on timeout."""
@@ -179,9 +182,7 @@ class Broker(Protocol):
         A consumer or stream that vanishes is created again.
         """
 
-    def consumer_state(
-        self, stream: str, name: str, *, timeout: float
-    ) -> ConsumerState | None:
+    def consumer_state(self, stream: str, name: str, *, timeout: float) -> ConsumerState | None:
         """The consumer's backlog, or None if it does not exist."""
 
     def streams(self, prefix: str, *, timeout: float) -> list[StreamState]:

@@ -41,7 +41,7 @@ class Receipt:
 
     Attributes:
         id: the event's id.
-        operation_id: the chain it belongs to.
+        operation_id: the chain it belongs to; of a duplicate the one of the first time.
         duplicate: True if an event with this id and content had been accepted before.
     """
 
@@ -144,7 +144,7 @@ class EventBus:
             event, source=source, event_id=event_id, idempotency_key=idempotency_key
         )
         duplicates = self._publisher.accept([envelope], immediate=immediate, timeout=timeout)
-        return Receipt(id=envelope.id, operation_id=envelope.operation_id, duplicate=duplicates[0])
+        return self._receipts([envelope], duplicates)[0]
 
     def publish_many(
         self,
@@ -176,10 +176,7 @@ class EventBus:
         duplicates = (
             self._publisher.accept(envelopes, immediate=immediate, timeout=timeout) if envelopes else []
         )
-        return [
-            Receipt(id=envelope.id, operation_id=envelope.operation_id, duplicate=duplicate)
-            for envelope, duplicate in zip(envelopes, duplicates, strict=True)
-        ]
+        return self._receipts(envelopes, duplicates)
 
     @contextmanager
     def transaction(self, *, timeout: float | None = None) -> Iterator[Any]:
@@ -339,6 +336,19 @@ class EventBus:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _receipts(self, envelopes: Sequence[Envelope], duplicates: Sequence[bool]) -> list[Receipt]:
+        """A duplicate belongs to the chain of its first time, which only the store knows."""
+        again = [envelope.id for envelope, duplicate in zip(envelopes, duplicates, strict=True) if duplicate]
+        first = self.store.events.get(again) if again else {}
+        return [
+            Receipt(
+                id=envelope.id,
+                operation_id=first.get(envelope.id, envelope).operation_id,
+                duplicate=duplicate,
+            )
+            for envelope, duplicate in zip(envelopes, duplicates, strict=True)
+        ]
 
     def _make_adapters(self) -> None:
         with self._lock:

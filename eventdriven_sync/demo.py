@@ -106,14 +106,18 @@ def run(*, once: bool = True, echo: Echo = print) -> int:
 def _story(bus: EventBus, switch: Switch, echo: Echo) -> bool:
     echo("2. An operation renames a user and publishes User.nameUpdated ...")
     operation = _rename(bus)
-    echo("3. Blog handles it; Comment fails with 'Test Error!!', 5 attempts with growing pauses (about 15 s):")
+    echo(
+        "3. Blog handles it; Comment fails with 'Test Error!!', 5 attempts with growing pauses (about 15 s):"
+    )
     chain = operation.wait(timeout=WAIT)
     _show(chain, echo)
     dead = bus.dead_letters.find(operation_id=operation.id)
     if len(dead) != 1 or chain.succeeded:
         echo(f"   expected one dead letter, found {len(dead)}")
         return False
-    echo(f"4. The dead letter {dead[0].id} failed {dead[0].failed} times. The fault is mended, it is retried:")
+    echo(
+        f"4. The dead letter {dead[0].id} failed {dead[0].failed} times. The fault is mended, it is retried:"
+    )
     switch.on = False
     bus.dead_letters.retry(dead[0].id, by="demo")
     chain = operation.wait(timeout=WAIT)

@@ -17,7 +17,7 @@ from eventdriven_sync.settling import Settled
 
 MAX_CHUNK = 64
 # Work a thread may take at once, in seconds of handler time: longer, and the others idle beside it.
-CHUNK_SECONDS = 0.002
+CHUNK_SECONDS = 0.01
 HELD_SECONDS = 0.5
 MAX_WINDOW = 2000
 

@@ -26,6 +26,15 @@ log = logging.getLogger(__name__)
 TICK = 0.05
 # A handler that runs longer than this gives the rest of its chunk back to the lane.
 SLOW = 0.1
+# Seconds for what a stopping worker still has to tell a store that may be away.
+LAST_WORD = 2.0
+
+
+def finish_within(seconds: float, step: Callable[[], object]) -> None:
+    """Run a last step of a stopping worker, but wait no longer: the store's own deadline may be far."""
+    thread = threading.Thread(target=step, name="eventdriven-stop", daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 class Pool:
@@ -112,8 +121,7 @@ class Pool:
             self._changed.wait_for(lambda: not self._jobs, timeout=grace)
             self._settler.give_up()
             jobs = list(self._jobs.values())
-        for job in jobs:
-            self._interrupt(job)
+        finish_within(LAST_WORD, lambda: self._interrupt(jobs))
         self._stopped.set()
         if self._watchdog.ident:
             self._watchdog.join(timeout=1.0)
@@ -126,15 +134,20 @@ class Pool:
             unrun, self._unrun = self._unrun, []
             return unrun
 
-    def _interrupt(self, job: Job) -> None:
-        """The grace is over: settle what this job has finished, give back what it has not."""
+    def _interrupt(self, jobs: Sequence[Job]) -> None:
+        """The grace is over: settle what these jobs have finished, give back what they have not."""
+        taken = [job for job in jobs if self._unfinished(job)]
+        for job in taken:
+            self._settle(job)
+
+    def _unfinished(self, job: Job) -> bool:
         unfinished = job.take_over()
         if unfinished is None:
-            return
+            return False
         _abandon(unfinished)
         with self._changed:
             self._unrun += [*unfinished, *job.give_back()]
-        self._settle(job)
+        return True
 
     def _clear_lanes(self) -> list[Attempt]:
         waiting: list[Attempt] = []

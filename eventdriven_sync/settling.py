@@ -232,7 +232,7 @@ class Settler:
                 "Failed %d times, handler: %s, error: %s event: %s",
                 failed,
                 settlement.handler,
-                outcome.failure.message,
+                _in_one_line(outcome.failure.message),
                 settlement.event_id,
                 extra={"action": "delivery_failed", **facts},
             )
@@ -287,6 +287,11 @@ class _RefusedForGood(stop_base):
     def __call__(self, retry_state: RetryCallState) -> bool:
         error = retry_state.outcome.exception() if retry_state.outcome else None
         return not isinstance(error, _PASSING) and retry_state.attempt_number >= REFUSALS
+
+
+def _in_one_line(text: str) -> str:
+    """A message may hold line breaks and terminal escapes; a log line must not."""
+    return "".join(c if c.isprintable() else " " for c in text)[:300]
 
 
 def _store_is_away(state: RetryCallState) -> None:

@@ -1,4 +1,4 @@
-"""What execution and the facade need of an event store. ``stores/mongo.py`` and ``stores/memory.py`` provide it.
+"""What execution and the facade need of an event store: the packages under ``stores/`` provide it.
 
 Every write is durable (``w=majority, j=true``) when the call returns, every call ends within its deadline.
 Errors: StoreUnavailable (nothing was written), PublishOutcomeUnknown (sent, not answered in time),
@@ -31,7 +31,7 @@ NEW = datetime.max.replace(tzinfo=UTC)
 
 @attrs.frozen(kw_only=True)
 class EventQuery:
-    """Which events; empty fields match everything. Newest first, ``after`` is the last id of the page before."""
+    """Which events; empty fields match everything. Newest first; ``after``: last id of the page before."""
 
     names: tuple[str, ...] = ()
     operation_id: str | None = None
@@ -65,7 +65,7 @@ class DeliveryQuery:
 
 @attrs.frozen(kw_only=True)
 class OperationQuery:
-    """Which operations; empty fields match everything. Newest first, ``after`` is the last id of the page before."""
+    """Which operations; empty fields match everything. Newest first; ``after``: last id of the last page."""
 
     kind: str | None = None
     name: str | None = None
@@ -80,9 +80,7 @@ class OperationQuery:
 class EventStore(Protocol):
     """Events and the operations they belong to."""
 
-    def append(
-        self, events: Sequence[Envelope], *, timeout: float, session: Any = None
-    ) -> list[bool]:
+    def append(self, events: Sequence[Envelope], *, timeout: float, session: Any = None) -> list[bool]:
         """Store events; per event True if it was stored before with the same content.
 
         Concurrent callers share one write. With ``session`` they become part of its transaction.
@@ -131,11 +129,16 @@ class DeliveryStore(Protocol):
         """
 
     def settle_in(self, session: Any, settlement: Settlement) -> bool:
-        """The same inside a transaction of ``transaction``/``run_transaction``; False means: abort."""
+        """The same inside a transaction of ``transaction``/``run_transaction``; False means: abort.
+
+        The same token again is False as well: committing it would commit the business writes twice.
+        """
 
     def start(self, deliveries: Sequence[Delivery], *, lease: float) -> list[bool]:
-        """Slow path: insert these as ``running`` with their ``token`` and a lease of ``lease`` seconds,
-        attempts counted; False where a record exists already."""
+        """Slow path: insert these as ``running`` with their ``token`` and a lease of ``lease`` seconds.
+
+        The attempt is counted. False where a record exists already.
+        """
 
     def claim_due(
         self,
@@ -146,20 +149,23 @@ class DeliveryStore(Protocol):
         worker: str,
         token: str,
     ) -> list[Delivery]:
-        """Claim deliveries that are due (pending or retrying at ``due_at``, running with an expired lease):
-        state ``running``, ``attempts`` + 1, ``lost`` + 1 where the lease had expired, ``token`` for all."""
+        """Claim deliveries that are due: pending or retrying at ``due_at``, running with an expired lease.
 
-    def renew(
-        self, delivery_ids: Sequence[str], *, token: str, lease: float
-    ) -> set[str]:
+        They get the state ``running``, ``attempts`` + 1, ``lost`` + 1 where the lease had
+        expired, and ``token``.
+        """
+
+    def renew(self, delivery_ids: Sequence[str], *, token: str, lease: float) -> set[str]:
         """Prolong leases; return the ids that are no longer held under ``token``."""
 
     def release(self, delivery_ids: Sequence[str], *, token: str) -> None:
         """Give claimed deliveries back unrun: ``retrying``, due at once, the start not counted."""
 
     def insert_pending(self, deliveries: Sequence[Delivery]) -> int:
-        """Reconciler and replay: insert as ``pending``, due at once; those that have a record stay. How many
-        were inserted."""
+        """Reconciler and replay: insert as ``pending``, due at once; how many were inserted.
+
+        Those that have a record stay as they are.
+        """
 
     def next_due(self, handlers: Sequence[str]) -> float | None:
         """Seconds until the next delivery is due (negative: overdue), None if there is none."""
@@ -174,8 +180,10 @@ class DeliveryStore(Protocol):
         """Number of deliveries by state (``limit`` and ``after`` are ignored)."""
 
     def retry_dead(self, query: DeliveryQuery, *, by: str) -> int:
-        """Move dead deliveries matching the query to ``retrying``: generation + 1, attempts and failed 0,
-        due at once, history kept. How many."""
+        """Move dead deliveries matching the query to ``retrying``; how many.
+
+        Generation + 1, attempts and failed 0, due at once, history kept.
+        """
 
     def discard(self, query: DeliveryQuery, *, reason: str, by: str) -> int:
         """Move dead or retrying deliveries matching the query to ``discarded``. How many."""
@@ -185,9 +193,11 @@ class Directory(Protocol):
     """Handlers, workers, leases and statistics."""
 
     def register(self, records: Sequence[HandlerRecord]) -> list[HandlerRecord]:
-        """Upsert by name and return what is stored: ``starts_at`` and ``registered_at`` stay as first
-        registered (given as None it means all; given as ``NEW`` it becomes server time),
-        a retired handler begins anew."""
+        """Upsert by name and return what is stored.
+
+        ``starts_at`` and ``registered_at`` stay as first registered (given as None it
+        means all; given as ``NEW`` it becomes server time), a retired handler begins anew.
+        """
 
     def handlers(self, *, retired: bool = False) -> list[HandlerRecord]:
         """Handlers by name; retired ones only if asked for."""

@@ -27,7 +27,7 @@ from eventdriven_sync.errors import (
 from eventdriven_sync.executor import Attempt, Executor
 from eventdriven_sync.handlers import Handler, check_count
 from eventdriven_sync.lanes import Lane
-from eventdriven_sync.pool import Pool
+from eventdriven_sync.pool import LAST_WORD, Pool, finish_within
 from eventdriven_sync.reconciler import Reconciler
 from eventdriven_sync.records import WorkerRecord
 from eventdriven_sync.recovery import RecoveryLane
@@ -149,21 +149,20 @@ class Worker:
             consumption.stop()
         self._recovery.stop()
         unrun = self._pool.drain(grace=self._grace if grace is None else grace)
+        finish_within(LAST_WORD, lambda: self._sign_off(unrun))
+        self._bus.flush(timeout=1.0)
+        log.info("Worker %s stopped", self.id, extra={"action": "worker_stopped"})
+
+    def _sign_off(self, unrun: Sequence[Attempt]) -> None:
+        """Give back what did not run, and leave; with the store away leases end by themselves."""
         self._give_back(unrun)
-        self._recovery.join(timeout=2.0)
+        self._recovery.join(timeout=LAST_WORD)
         # What the recovery lane was claiming when it was told to stop, and what the broker sent meanwhile.
-        late = self._pool.leftovers()
-        self._give_back(late)
-        self._reconciler.stop(timeout=2.0)
+        self._give_back(self._pool.leftovers())
+        self._reconciler.stop(timeout=LAST_WORD)
         if self._heart.ident:
-            self._heart.join(timeout=2.0)
+            self._heart.join(timeout=LAST_WORD)
             self._say_goodbye()
-        self._bus.flush(timeout=2.0)
-        log.info(
-            "Worker %s stopped",
-            self.id,
-            extra={"action": "worker_stopped", "given_back": len(unrun) + len(late)},
-        )
 
     def busy(self) -> list[str]:
         """The ids of the deliveries that run now."""
