@@ -51,6 +51,7 @@ def test_effect_and_events_of_a_transactional_handler_appear_once_wherever_it_is
     bus.publish_many([OrderPlaced(number=n, customer=f"customer {n}") for n in range(8)])
     crashing = site.worker_process("ledger", "--threads", 1, "--crash", place, "--nth", nth)
     assert crashing.wait() == KILLED
+    *before, last = [note["number"] for note in site.witness.notes("start")]
     site.worker_process("ledger", "--threads", 2)
     audited = conserved(bus)
     assert [h.succeeded for h in audited.handlers] == [8]
@@ -58,9 +59,10 @@ def test_effect_and_events_of_a_transactional_handler_appear_once_wherever_it_is
         {"_id": f"customer {n}", "orders": 1} for n in range(8)
     ]
     assert bills(bus) == list(range(8))
+    # Others may start twice: MongoDB lets transactions try again, also when they create a collection.
     starts = site.witness.counts("start")
-    assert set(starts) == set(range(8))
-    assert starts.total() == 8 + (place == BEFORE_COMMIT), starts
+    assert [starts[number] for number in before] == [1] * len(before), "what was committed runs no more"
+    assert (starts[last] > 1) == (place == BEFORE_COMMIT)
 
 
 def test_a_transactional_handler_killed_in_the_middle_leaves_nothing_and_runs_again(
