@@ -1,0 +1,217 @@
+"""The reconciler: brings what the broker lost, and nothing that still comes."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import attrs
+import pytest
+
+from eventdriven_sync import reconciler as module
+from eventdriven_sync.broker import ConsumerState
+from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.errors import BrokerError, BrokerUnavailable
+from eventdriven_sync.reconciler import LATE, Reconciler
+from eventdriven_sync.records import HandlerRecord
+from tests.unit.rig import Greeted, Renamed, Rig
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig(reconcile_after=20.0)
+    yield made
+    made.close()
+
+
+def reconciler(rig: Rig, holder: str = "one") -> Reconciler:
+    return Reconciler(store=rig.store, broker=rig.broker, settings=rig.bus.settings, holder=holder)
+
+
+def accept(rig: Rig, count: int = 1, *, dispatch: bool = False, payload: object = None) -> list[Envelope]:
+    made = [rig.envelope(payload or Renamed(name=str(i))) for i in range(count)]
+    rig.store.events.append(made, timeout=1)
+    if dispatch:
+        rig.bus.dispatch(made)
+    return made
+
+
+def states(rig: Rig, events: list[Envelope], handler: str = "Blog.keep") -> list[str | None]:
+    known = rig.store.deliveries.states([f"{handler}:{event.id}" for event in events])
+    return [known.get(f"{handler}:{event.id}") for event in events]
+
+
+def record(rig: Rig) -> HandlerRecord:
+    return rig.store.directory.handlers()[0]
+
+
+@pytest.fixture
+def keep(rig: Rig) -> Any:
+    handler = rig.handler(lambda e: None, name="keep")
+    rig.bus.open()
+    return handler
+
+
+def test_an_event_that_never_reached_the_broker_is_brought(rig: Rig, keep: Any) -> None:
+    events = accept(rig, 3)
+    rig.clock.advance(21)
+    assert reconciler(rig).round() == 3
+    assert states(rig, events) == ["pending"] * 3
+    found = rig.store.deliveries.get(f"Blog.keep:{events[0].id}")
+    assert found is not None
+    assert found.event == events[0]
+    assert reconciler(rig).round() == 0
+
+
+def test_a_young_event_is_given_its_time(rig: Rig, keep: Any) -> None:
+    events = accept(rig)
+    rig.clock.advance(19)
+    assert reconciler(rig).round() == 0
+    assert states(rig, events) == [None]
+
+
+def test_what_the_consumer_still_holds_is_left_to_it(rig: Rig, keep: Any) -> None:
+    events = accept(rig, 3, dispatch=True)
+    rig.clock.advance(3600)
+    assert reconciler(rig).round() == 0
+    assert states(rig, events) == [None] * 3
+
+
+def test_the_watermark_stays_before_what_is_still_with_the_broker(rig: Rig, keep: Any) -> None:
+    (waiting,) = accept(rig, dispatch=True)
+    rig.clock.advance(3600)
+    reconciler(rig).round()
+    assert record(rig).reconciled_until is None or record(rig).reconciled_until <= waiting.published_at
+    rig.broker.wipe()
+    assert reconciler(rig).round() == 1
+
+
+def test_the_watermark_stays_behind_by_what_may_become_visible_late(rig: Rig, keep: Any) -> None:
+    rig.clock.advance(1000)
+    reconciler(rig).round()
+    assert record(rig).reconciled_until == rig.clock() - timedelta(seconds=LATE)
+    late = attrs.evolve(rig.envelope(Renamed(name="late")), published_at=rig.clock() - timedelta(seconds=80))
+    rig.store.events.append([late], timeout=1)
+    assert reconciler(rig).round() == 1
+
+
+def test_a_wiped_broker_loses_nothing(rig: Rig, keep: Any) -> None:
+    events = accept(rig, 5, dispatch=True)
+    rig.broker.wipe()
+    rig.clock.advance(60)
+    assert reconciler(rig).round() == 5
+    assert states(rig, events) == ["pending"] * 5
+
+
+def test_settled_deliveries_are_not_brought_again(rig: Rig, keep: Any) -> None:
+    (event,) = accept(rig)
+    attempt = rig.arrived(keep, event)
+    rig.executor.read(attempt)
+    rig.settler.settle([(attempt, rig.executor.run(attempt))])
+    rig.clock.advance(60)
+    assert reconciler(rig).round() == 0
+
+
+def test_events_from_before_a_handler_began_are_not_owed_to_it(rig: Rig) -> None:
+    accept(rig, 2)
+    rig.clock.advance(10)
+    rig.handler(lambda e: None, name="keep")
+    rig.bus.open()
+    rig.clock.advance(60)
+    assert reconciler(rig).round() == 0
+
+
+def test_a_handler_that_starts_with_all_gets_what_the_broker_never_had(rig: Rig) -> None:
+    events = accept(rig, 2)
+    rig.clock.advance(10)
+    rig.handler(lambda e: None, name="keep", start="all")
+    rig.bus.open()
+    rig.clock.advance(60)
+    assert reconciler(rig).round() == 2
+    assert states(rig, events) == ["pending", "pending"]
+
+
+def test_nothing_is_owed_to_a_retired_handler(rig: Rig, keep: Any) -> None:
+    accept(rig)
+    rig.store.directory.retire("Blog.keep")
+    rig.clock.advance(60)
+    assert reconciler(rig).round() == 0
+
+
+def test_only_one_process_reconciles_until_it_resigns_or_falls_silent(rig: Rig, keep: Any) -> None:
+    first, second = reconciler(rig, "one"), reconciler(rig, "two")
+    first.round()
+    accept(rig)
+    rig.clock.advance(21)
+    assert second.round() == 0
+    rig.clock.advance(60)
+    assert second.round() == 1
+
+
+def test_more_than_a_page_is_compared(rig: Rig, keep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGE", 3)
+    events = accept(rig, 10)
+    rig.clock.advance(60)
+    assert reconciler(rig).round() == 10
+    assert states(rig, events) == ["pending"] * 10
+
+
+def test_a_stop_half_way_leaves_the_rest_to_the_next(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watermark must not pass what was not compared: nobody would look there again."""
+    monkeypatch.setattr(module, "PAGE", 3)
+    events = []
+    for _ in range(9):
+        events += accept(rig)
+        rig.clock.advance(1)
+    rig.handler(lambda e: None, name="keep", start="all")
+    rig.bus.open()
+    rig.clock.advance(1000)
+    stopped = reconciler(rig)
+    missing = stopped._missing
+
+    def stop_after_the_first_page(*arguments: Any) -> Any:
+        stopped._stopping.set()
+        return missing(*arguments)
+
+    stopped._missing = stop_after_the_first_page  # type: ignore[method-assign]
+    assert stopped.round() == 3
+    assert reconciler(rig).round() == 6
+    assert states(rig, events) == ["pending"] * 9
+
+
+def test_an_unreachable_broker_stops_the_round_and_moves_no_watermark(rig: Rig, keep: Any) -> None:
+    accept(rig)
+    rig.clock.advance(60)
+    rig.broker.disconnect()
+    with pytest.raises(BrokerUnavailable):
+        reconciler(rig).round()
+    assert record(rig).reconciled_until is None
+    rig.broker.connect()
+    assert reconciler(rig).round() == 1
+
+
+def test_one_refused_stream_keeps_no_other_handler_waiting(rig: Rig) -> None:
+    rig.handler(lambda e: None, name="a_refused")
+    rig.handler(lambda e: None, name="b_fine")
+    rig.bus.open()
+    events = accept(rig)
+    rig.clock.advance(60)
+    state = rig.broker.consumer_state
+
+    def refuse(stream: str, name: str, *, timeout: float) -> ConsumerState | None:
+        if "refused" in name:
+            raise BrokerError("no permission for this stream")
+        return state(stream, name, timeout=timeout)
+
+    rig.broker.consumer_state = refuse  # type: ignore[method-assign]
+    assert reconciler(rig).round() == 1
+    assert states(rig, events, "Blog.b_fine") == ["pending"]
+
+
+def test_events_nobody_listens_to_are_nobodys_business(rig: Rig, keep: Any) -> None:
+    accept(rig, payload=Greeted(name="x"))
+    rig.clock.advance(60)
+    assert reconciler(rig).round() == 0
+
+
+def test_a_reconciler_that_never_started_can_be_stopped(rig: Rig) -> None:
+    reconciler(rig).stop(timeout=1)
