@@ -1,0 +1,195 @@
+"""The worker on memory adapters: its options, its life, its signals, and what it gives back."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eventdriven_sync import EventBus, Settings, Worker
+from eventdriven_sync import worker as module
+from eventdriven_sync.broker import Incoming
+from eventdriven_sync.brokers.memory import MemoryBroker
+from eventdriven_sync.errors import ConfigurationError, InvalidOption, StoreUnavailable
+from eventdriven_sync.stores.memory import MemoryStore
+from tests.polling import eventually
+from tests.unit.rig import Gate, Renamed
+
+ADA = Renamed(name="Ada")
+
+
+@pytest.fixture
+def bus() -> Iterator[EventBus]:
+    settings = Settings(nats="memory://", mongo="memory://", namespace="unit", poll_every=0.02)
+    with EventBus(settings=settings, broker=MemoryBroker(), store=MemoryStore()) as made:
+        yield made
+
+
+@pytest.fixture
+def seen(bus: EventBus) -> list[str]:
+    names: list[str] = []
+    bus.group("Blog").handler(Renamed, name="keep")(lambda e: names.append(e.name))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        ({"threads": 0}, "threads is 0"),
+        ({"threads": 1025}, r"to 1,?024"),
+        ({"threads": 2.5}, "whole number"),
+        ({"threads": True}, "threads"),
+        ({"grace": -1}, "grace"),
+        ({"grace": "long"}, "grace"),
+        ({"groups": ["Nobody"]}, "no group 'Nobody'"),
+        ({"handlers": ["Blog.nothing"]}, r"no handler 'Blog\.nothing'"),
+        ({"groups": "Blog"}, "give a list"),
+        ({"groups": []}, "no handlers"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_refused(
+    bus: EventBus, seen: list[str], options: dict[str, Any], fact: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=fact):
+        Worker(bus, **options)
+
+
+def test_a_worker_without_handlers_is_refused(bus: EventBus) -> None:
+    with pytest.raises(ConfigurationError, match="import the modules"):
+        Worker(bus)
+
+
+def test_it_runs_what_is_published_and_signs_off(bus: EventBus, seen: list[str]) -> None:
+    worker = Worker(bus, threads=2).start()
+    bus.publish_many([Renamed(name=str(i)) for i in range(50)])
+    eventually(lambda: len(seen) == 50)
+    assert [record.id for record in bus.store.directory.workers()] == [worker.id]
+    worker.stop(grace=5)
+    assert bus.store.directory.workers() == []
+    worker.stop()
+
+
+def test_it_runs_only_the_handlers_it_is_asked_for(bus: EventBus, seen: list[str]) -> None:
+    other: list[str] = []
+    bus.group("Other").handler(Renamed, name="keep")(lambda e: other.append(e.name))
+    worker = Worker(bus, groups=["Blog"]).start()
+    bus.publish(ADA)
+    eventually(lambda: seen == ["Ada"])
+    worker.stop(grace=1)
+    assert other == []
+
+
+def test_a_worker_starts_once(bus: EventBus, seen: list[str]) -> None:
+    worker = Worker(bus).start()
+    with pytest.raises(ConfigurationError, match="started before"):
+        worker.start()
+    worker.stop(grace=1)
+
+
+def test_a_worker_that_could_not_start_can_be_stopped(bus: EventBus, seen: list[str]) -> None:
+    bus.store.unavailable = True  # type: ignore[attr-defined]
+    worker = Worker(bus)
+    with pytest.raises(StoreUnavailable):
+        worker.start()
+    worker.stop(grace=0)
+
+
+def test_it_waits_for_a_broker_that_is_down(bus: EventBus, seen: list[str]) -> None:
+    bus.broker.disconnect()  # type: ignore[attr-defined]
+    worker = Worker(bus).start()
+    bus.broker.connect()  # type: ignore[attr-defined]
+    bus.publish(ADA)
+    eventually(lambda: seen == ["Ada"])
+    worker.stop(grace=1)
+
+
+def test_unfinished_deliveries_are_released_at_once(bus: EventBus) -> None:
+    gate = Gate()
+    bus.group("Blog").handler(Renamed, name="wait")(gate)
+    worker = Worker(bus, threads=1).start()
+    bus.publish(ADA)
+    gate.await_entry()
+    worker.stop(grace=0.05)
+    names: list[int] = []
+    again = Worker(bus, threads=1)
+    gate.open()
+    again.start()
+    eventually(lambda: bus.store.deliveries.states([]) == {} and gate.entered.acquire(timeout=1))
+    names.append(1)
+    again.stop(grace=5)
+    assert names
+
+
+def test_a_claimed_delivery_that_did_not_run_is_given_back_uncounted(bus: EventBus) -> None:
+    gate = Gate()
+    bus.group("Blog").handler(Renamed, name="wait")(gate)
+    bus.open()
+    bus.broker.drop_dispatches = True  # type: ignore[attr-defined]
+    receipt = bus.publish(ADA)
+    worker = Worker(bus, threads=1)
+    worker.start()
+    key = f"Blog.wait:{receipt.id}"
+    event = bus.store.events.get([receipt.id])[receipt.id]
+    from eventdriven_sync.records import Delivery
+
+    bus.store.deliveries.insert_pending(
+        [
+            Delivery(
+                id=key, handler="Blog.wait", event_id=event.id, event_name=event.name,
+                operation_id=event.operation_id, state="pending", created_at=event.published_at, event=event,
+            )
+        ]
+    )  # fmt: skip
+    gate.await_entry()
+    worker.stop(grace=0.05)
+    found = bus.dead_letters.get(key)
+    assert (found.state, found.attempts) == ("retrying", 0)
+    gate.open()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_handlers_end(bus: EventBus, seen: list[str], number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    bus.group("Blog").handler(Renamed, name="kill")(lambda e: os.kill(os.getpid(), number))
+    threading.Timer(0.2, bus.publish, [ADA]).start()
+    assert Worker(bus, threads=1).run() == 0
+    assert signal.getsignal(number) == before
+    eventually(lambda: bus.store.deliveries.states([]) == {})
+
+
+def test_a_second_signal_ends_the_process_at_once(
+    bus: EventBus, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(module.os, "_exit", codes.append)
+    worker = Worker(bus)
+    worker._on_signal(signal.SIGTERM, None)
+    assert codes == []
+    worker._on_signal(signal.SIGTERM, None)
+    assert codes == [module.EXIT_HARD]
+
+
+def test_a_process_full_of_hung_handlers_ends_with_an_error(bus: EventBus) -> None:
+    gate = Gate()
+    bus.group("Blog").handler(Renamed, name="hang", timeout=0.01)(gate)
+    publishing = threading.Timer(0.1, bus.publish_many, [[Renamed(name=str(i)) for i in range(12)]])
+    publishing.start()
+    assert Worker(bus, threads=1, grace=0.1).run() == module.EXIT_HUNG
+    gate.open()
+
+
+def test_messages_that_come_before_the_consumption_is_known_are_kept(bus: EventBus, seen: list[str]) -> None:
+    worker = Worker(bus, threads=1)
+    arrival = module._Arrival(worker._pool, worker._lanes["Blog.keep"])
+    message = Incoming(
+        stream="s", sequence=1, subject="unit.RigUser.renamed", data=b"", headers={}, delivered=1,
+        stored_at=worker._began_at, reply="r",
+    )  # fmt: skip
+    arrival.deliver([message])
+    assert worker._pool.waiting == 0
+    arrival.connect(None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption):
+        Worker(bus, threads=0)
