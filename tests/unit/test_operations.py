@@ -1,0 +1,166 @@
+"""Operations: what is published inside belongs to them, and what became of it can be waited for."""
+
+import contextvars
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eventdriven_sync import EventBus, Settings, current_operation_id
+from eventdriven_sync import operations as module
+from eventdriven_sync.brokers.memory import MemoryBroker
+from eventdriven_sync.errors import InvalidOption, NotFound, OperationTimeout, StoreUnavailable
+from eventdriven_sync.stores.memory import MemoryStore
+from eventdriven_sync.testing import memory
+from tests.unit.rig import Greeted, Renamed
+
+ADA = Renamed(name="Ada")
+
+
+@pytest.fixture
+def bus() -> Iterator[EventBus]:
+    settings = Settings(nats="memory://", mongo="memory://", namespace="unit")
+    with EventBus(settings=settings, broker=MemoryBroker(), store=MemoryStore()) as made:
+        yield made
+
+
+def test_what_is_published_inside_belongs_to_the_operation(bus: EventBus) -> None:
+    with bus.operation("rename", kind="http", variables={"name": "Ada"}, user="42") as operation:
+        assert current_operation_id() == operation.id
+        receipt = bus.publish(ADA)
+    assert receipt.operation_id == operation.id
+    assert current_operation_id() is None
+    found = bus.operations.get(operation.id)
+    assert (found.name, found.kind, found.user, found.variables) == ("rename", "http", "42", {"name": "Ada"})
+    assert found.status == "succeeded"
+    assert found.finished_at is not None
+
+
+def test_an_operation_that_raises_is_stored_as_failed(bus: EventBus) -> None:
+    with pytest.raises(ZeroDivisionError), bus.operation("rename") as operation:
+        _ = 1 / 0
+    found = bus.operations.get(operation.id)
+    assert found.status == "failed"
+    assert found.error is not None
+    assert (found.error.error_type, found.error.message) == ("ZeroDivisionError", "division by zero")
+
+
+def test_the_error_of_the_block_is_seen_although_it_could_not_be_stored(bus: EventBus) -> None:
+    def fail() -> None:
+        bus.store.unavailable = True  # type: ignore[attr-defined]
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        bus.operation("rename")(fail)()
+
+
+def test_a_success_that_could_not_be_stored_is_an_error(bus: EventBus) -> None:
+    with pytest.raises(StoreUnavailable), bus.operation("rename"):
+        bus.store.unavailable = True  # type: ignore[attr-defined]
+
+
+def test_operations_nest(bus: EventBus) -> None:
+    with bus.operation("outer") as outer:
+        with bus.operation("inner") as inner:
+            assert bus.publish(ADA).operation_id == inner.id
+        assert bus.publish(ADA).operation_id == outer.id
+    assert bus.operations.get(inner.id).parent_id == outer.id
+
+
+def test_an_operation_begun_in_a_handler_knows_whose_chain_it_is_in(bus: EventBus) -> None:
+    parents: list[str | None] = []
+
+    @bus.group("Blog").handler(Renamed)
+    def handle(event: Renamed) -> None:
+        with bus.operation("inside") as inside:
+            parents.append(bus.operations.get(inside.id).parent_id)
+
+    with memory(bus) as run:
+        receipt = bus.publish(ADA)
+        run.drain()
+    assert parents == [receipt.operation_id]
+
+
+def test_every_call_of_a_decorated_function_is_an_operation(bus: EventBus) -> None:
+    seen: list[str | None] = []
+
+    @bus.operation("rename")
+    def rename() -> None:
+        seen.append(current_operation_id())
+
+    rename()
+    rename()
+    assert len(set(seen)) == 2
+    assert {each.id for each in bus.operations.find(name="rename")} == set(seen)
+
+
+def test_a_thread_sees_the_operation_it_is_given_with_its_context(bus: EventBus) -> None:
+    seen: list[str | None] = []
+    with bus.operation("rename") as operation:
+        copied = contextvars.copy_context()
+        for target in (lambda: copied.run(lambda: seen.append(current_operation_id())),
+                       lambda: seen.append(current_operation_id())):  # fmt: skip
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+    assert seen == [operation.id, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), [({"name": ""}, "name"), ({"name": None}, "name"), ({"kind": "x" * 201}, "kind")]
+)
+def test_a_wrong_name_is_refused(bus: EventBus, options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        bus.operation(**({"name": "rename"} | options))
+    assert caught.value.field == field
+
+
+def test_waiting_ends_when_the_whole_chain_is_settled(bus: EventBus) -> None:
+    group = bus.group("Blog")
+
+    @group.handler(Renamed)
+    def greet(event: Renamed) -> None:
+        group.publish(Greeted(name=event.name))
+
+    @group.handler(Greeted)
+    def end(event: Greeted) -> None: ...
+
+    with memory(bus) as run:
+        with bus.operation("rename") as operation:
+            bus.publish(ADA)
+        with pytest.raises(OperationTimeout, match="1 open deliveries") as caught:
+            operation.wait(timeout=0)
+        assert caught.value.chain.open == 1
+        run.drain()
+        chain = operation.wait(timeout=5)
+    assert chain.succeeded
+    assert [event.event.name for event in chain.walk()] == ["RigUser.renamed", "RigUser.greeted"]
+
+
+def test_an_event_outside_any_operation_is_a_chain_of_its_own(bus: EventBus) -> None:
+    receipt = bus.publish(ADA)
+    found = bus.operations.get(receipt.operation_id)
+    assert (found.id, found.kind, found.name) == (receipt.id, "publish", "RigUser.renamed")
+    assert bus.operations.wait(receipt.operation_id, timeout=1).settled
+
+
+def test_an_unknown_operation_is_not_found(bus: EventBus) -> None:
+    with pytest.raises(NotFound) as caught:
+        bus.operations.chain("nothing")
+    assert caught.value.id == "nothing"
+
+
+@pytest.mark.parametrize("limit", [0, -1, 10_001, 1.5, True, "5"])
+def test_a_page_has_bounds(bus: EventBus, limit: Any) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        bus.operations.find(limit=limit)
+    assert caught.value.field == "limit"
+
+
+def test_a_chain_that_is_cut_says_so(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CHAIN", 3)
+    with bus.operation("rename") as operation:
+        bus.publish_many([ADA] * 5)
+    chain = bus.operations.chain(operation.id)
+    assert (chain.truncated, len(list(chain.walk()))) == (True, 3)
