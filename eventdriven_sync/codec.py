@@ -89,6 +89,14 @@ class Codec:
             problems = self._problems(shape, data, error, writing=False)
             raise _refusal(PayloadInvalid, f"{event_type.name} cannot be read", problems) from error
 
+    def check(self, event_type: EventType) -> None:
+        """Whether every field's declared type can be carried; a worker asks before it takes events.
+
+        Raises:
+            PayloadNotSerializable: the class declares a type that no payload can hold.
+        """
+        self._shape(event_type.cls)
+
     def plain(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """What an operation was called with, JSON-safe: undeclared, so dates, UUIDs and enums become text.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from eventdriven_sync import context
 from eventdriven_sync.broker import Outgoing, StreamSpec
@@ -52,7 +52,7 @@ class Publisher:
             operation_id=running.parents[0].operation_id if running else begun.id if begun else chosen,
             parent_ids=tuple(parent.id for parent in running.parents[:MAX_PARENTS]) if running else (),
             source=running.handler if running else source,
-            key=None if kind.key is None else str(getattr(event, kind.key)),
+            key=_key_of(kind, data),
             depth=max(parent.depth for parent in running.parents) + 1 if running else 0,
         )
         self._check_depth(envelope)
@@ -152,6 +152,12 @@ class Publisher:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _key_of(kind: EventType, data: Mapping[str, Any]) -> str | None:
+    """The key field as it travels: an enum by its value, a date as ISO text."""
+    value = None if kind.key is None else data.get(kind.key.lstrip("_"))
+    return None if value is None else str(value)
 
 
 def _key(value: object) -> str:

@@ -59,6 +59,7 @@ class Worker:
 
     Raises:
         ConfigurationError: no such group or handler, nothing to run, or an option outside its range.
+        PayloadNotSerializable: an event class declares a field that no payload can hold.
     """
 
     def __init__(
@@ -185,6 +186,9 @@ class Worker:
         self._pool = Pool(
             threads=self._threads, executor=executor, settler=self._settler, on_surplus=self._on_surplus
         )
+        for handler in self._chosen.values():
+            for kind in handler.event_types:
+                self._bus.codec.check(kind)
         self._lanes: dict[str, Lane] = {name: self._pool.lane(h) for name, h in self._chosen.items()}
         self._recovery = RecoveryLane(
             store=store,

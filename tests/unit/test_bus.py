@@ -1,6 +1,7 @@
 """The bus: what publishing accepts, refuses, stores and sends, and its life."""
 
 import asyncio
+import enum
 import os
 import threading
 import warnings
@@ -9,7 +10,7 @@ from typing import Any
 import attrs
 import pytest
 
-from eventdriven_sync import EventBus
+from eventdriven_sync import EventBus, event
 from eventdriven_sync.brokers.memory import MemoryBroker
 from eventdriven_sync.errors import (
     Closed,
@@ -284,3 +285,15 @@ def test_other_adapters_are_used_inside_the_block_only(bus: EventBus, store: Mem
     assert (stored(other), stored(store)) == (1, 0)
     bus.publish(attrs.evolve(ADA, name="Eve"))
     assert (stored(other), stored(store)) == (1, 1)
+
+
+def test_a_key_travels_as_its_encoded_value(bus: EventBus) -> None:
+    class Colour(enum.Enum):
+        RED = "red"
+
+    @event("RigUser.painted", key="colour")
+    class Painted:
+        colour: Colour
+
+    receipt = bus.publish(Painted(colour=Colour.RED))
+    assert bus.store.events.get([receipt.id])[receipt.id].key == "red"

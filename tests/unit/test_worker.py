@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
-from eventdriven_sync import EventBus, Settings, Worker
+from eventdriven_sync import EventBus, Settings, Worker, event
 from eventdriven_sync import worker as module
 from eventdriven_sync.broker import Incoming
 from eventdriven_sync.brokers.memory import MemoryBroker
-from eventdriven_sync.errors import ConfigurationError, InvalidOption, StoreUnavailable
+from eventdriven_sync.errors import (
+    ConfigurationError,
+    InvalidOption,
+    PayloadNotSerializable,
+    StoreUnavailable,
+)
 from eventdriven_sync.stores.memory import MemoryStore
 from tests.polling import eventually
 from tests.unit.rig import Gate, Renamed
@@ -59,6 +64,16 @@ def test_a_wrong_option_is_refused(
 
 def test_a_worker_without_handlers_is_refused(bus: EventBus) -> None:
     with pytest.raises(ConfigurationError, match="import the modules"):
+        Worker(bus)
+
+
+def test_an_event_class_that_cannot_travel_is_refused_before_anything_arrives(bus: EventBus) -> None:
+    @event("RigUser.impossible")
+    class Impossible:
+        number: complex
+
+    bus.group("Blog").handler(Impossible)(print)
+    with pytest.raises(PayloadNotSerializable, match="complex"):
         Worker(bus)
 
 
