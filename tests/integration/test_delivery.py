@@ -150,7 +150,7 @@ def test_two_worker_processes_share_a_group_and_two_groups_get_every_event(site:
     processes = [site.worker_process("shop", "--threads", 4) for _ in range(2)]
     for process in processes:
         process.ready()
-    bus.publish_many([OrderPlaced(number=n, seconds=0.005) for n in range(300)])
+    bus.publish_many([OrderPlaced(number=n, seconds=0.002) for n in range(300)])
     audited = conserved(bus, timeout=60)
     assert {h.name: h.succeeded for h in audited.handlers} == {
         "Archive.file": 300,
