@@ -542,6 +542,23 @@ def test_a_transaction_that_returns_after_its_timeout_does_not_commit(rig: Rig) 
     assert rig.store.events.count(["RigUser.greeted"], since=None) == 0
 
 
+def test_an_abandoned_transaction_aborts_whatever_the_store_says(rig: Rig) -> None:
+    def greet(event: Renamed, session: object) -> None:
+        rig.group.publish(Greeted(name=event.name))
+
+    attempt = rig.arrived(rig.handler(greet, transactional=True), ADA)
+    settle_in = rig.store.deliveries.settle_in
+
+    def settle_and_lose(session: Any, settlement: Any) -> bool:
+        assert attempt.handling is not None
+        attempt.handling.abandoned = True
+        return settle_in(session, settlement)
+
+    rig.store.deliveries.settle_in = settle_and_lose  # type: ignore[method-assign]
+    assert isinstance(rig.run(attempt), RetryAt)
+    assert rig.state(attempt) is None
+
+
 def test_a_delivery_settled_by_somebody_else_aborts_the_transaction(rig: Rig) -> None:
     def greet(event: Renamed, session: object) -> None:
         rig.group.publish(Greeted(name=event.name))

@@ -55,14 +55,16 @@ def test_everything_offered_is_run_recorded_and_acknowledged(rig: Rig) -> None:
     assert (pool.waiting, pool.busy()) == (0, [])
 
 
-def test_a_busy_handler_does_not_starve_the_others(rig: Rig) -> None:
+@pytest.mark.parametrize("quiet_comes", ["first", "last"])
+def test_a_busy_handler_does_not_starve_the_others(rig: Rig, quiet_comes: str) -> None:
     """One thread: after at most one chunk of the busy lane it is the other lane's turn."""
     order: list[str] = []
     pool = rig.pool(threads=1)
     busy = pool.lane(rig.handler(lambda e: order.append("busy"), name="busy"))
     quiet = pool.lane(rig.handler(lambda e: order.append("quiet"), name="quiet"))
-    rig.offer(pool, busy, some(500))
-    rig.offer(pool, quiet, some(1))
+    offers = [(quiet, some(1)), (busy, some(500))]
+    for lane, payloads in offers if quiet_comes == "first" else reversed(offers):
+        rig.offer(pool, lane, payloads)
     pool.start()
     eventually(lambda: len(order) == 501)
     assert order.index("quiet") <= MAX_CHUNK
@@ -266,6 +268,18 @@ def test_the_next_attempt_of_a_chunk_does_not_pay_for_the_one_before(rig: Rig) -
     job.next()
     assert job.take_over(overdue_at=seen_at) is None
     assert job.end([])
+
+
+def test_a_job_that_was_taken_over_takes_no_result_of_its_thread(rig: Rig) -> None:
+    """Somebody else is settling it: a late result must not slip in among the others."""
+    lane = Lane(rig.handler(lambda e: None, name="keep"), slots=1)
+    attempt = rig.arrived(lane.handler, ADA)
+    job = Job(lane=lane, thread=threading.current_thread(), waiting=deque([attempt]))
+    job.next()
+    assert job.take_over() == [attempt]
+    rig.executor.read(attempt)
+    assert not job.end([(attempt, rig.executor.run(attempt))])
+    assert (job.settled, job.next(), job.take_over()) == ([], None, None)
 
 
 def test_too_many_hung_threads_ask_for_a_new_process(rig: Rig) -> None:
