@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pymongo.errors import BulkWriteError, ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
 from pymongo.errors import ConfigurationError as DriverConfigurationError
 
 from eventdriven_sync.errors import (
@@ -80,7 +86,7 @@ def _unanswered(error: Unanswered, action: str, timeout: float, event_ids: Seque
 
 def passing(error: PyMongoError) -> bool:
     """Whether it may pass by itself: no server, no answer, a changed primary, a write not yet replicated."""
-    if isinstance(error, ConnectionFailure) or error.timeout:
+    if isinstance(error, ConnectionFailure | WriteConcernError) or error.timeout:
         return True
     if isinstance(error, BulkWriteError):
         details = error.details or {}

@@ -14,7 +14,8 @@ from bson import DBRef, ObjectId
 from bson.errors import InvalidDocument
 from bson.raw_bson import RawBSONDocument
 from pymongo import ReplaceOne
-from pymongo.errors import AutoReconnect, BulkWriteError, PyMongoError
+from pymongo.collection import Collection
+from pymongo.errors import AutoReconnect, BulkWriteError, PyMongoError, WriteError
 
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import EventIdReused, PayloadNotSerializable, StoreError
@@ -226,12 +227,14 @@ def insert_events(
     first: dict[str, Prepared] = {}
     for event in events:
         first.setdefault(event.id, event)
+    target: Collection[Any] = connection.collections[EVENTS]
     refused: dict[str, Document] = {}
     try:
-        connection.collections[EVENTS].insert_many(
-            [event.raw for event in first.values()], ordered=False, session=session
-        )
-    except BulkWriteError as error:
+        if len(first) == 1:  # a lone publisher: less work in the driver
+            target.insert_one(events[0].raw, session=session)
+        else:
+            target.insert_many([event.raw for event in first.values()], ordered=False, session=session)
+    except (WriteError, BulkWriteError) as error:
         if session is not None:
             raise  # it ended the transaction
         refused = write_errors(error, list(first))
@@ -241,8 +244,10 @@ def insert_events(
     return [_verdict(event, first, hashes, refused) for event in events]
 
 
-def write_errors(error: BulkWriteError, ids: Sequence[str]) -> dict[str, Document]:
-    """The failed writes of a bulk by id; raises the error again if the write was not confirmed as a whole."""
+def write_errors(error: WriteError | BulkWriteError, ids: Sequence[str]) -> dict[str, Document]:
+    """The failed writes by id; raises the error again if the write was not confirmed as a whole."""
+    if not isinstance(error, BulkWriteError):
+        return {ids[0]: {"code": error.code, "errmsg": str(error)}}
     if error.details.get("writeConcernErrors"):
         raise error
     return {ids[failed["index"]]: failed for failed in error.details["writeErrors"]}
@@ -255,7 +260,7 @@ def _stored_hashes(connection: Connection, refused: Mapping[str, Document]) -> d
     found = list(connection.collections[EVENTS].find({"_id": {"$in": ids}}, {"hash": 1}))
     if len(found) < len(ids):
         raise AutoReconnect("an event was removed while it was compared")  # and so it is tried again
-    return {str(document["_id"]): document["hash"] for document in found}
+    return {str(document["_id"]): document.get("hash", "") for document in found}
 
 
 def _verdict(
@@ -290,7 +295,7 @@ def append_in(connection: Connection, session: Any, events: Sequence[Prepared]) 
     try:
         ids = [stored_id(event.id) for event in events]
         found = connection.collections[EVENTS].find({"_id": {"$in": ids}}, {"hash": 1}, session=session)
-        hashes = {str(document["_id"]): document["hash"] for document in found}
+        hashes = {str(document["_id"]): document.get("hash", "") for document in found}
         fresh = [event for event in events if event.id not in hashes]
         added = iter(insert_events(connection, fresh, session=session) if fresh else ())
     except PyMongoError as error:
