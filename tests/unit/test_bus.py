@@ -117,7 +117,9 @@ def test_a_wrong_id_is_refused_before_anything_is_stored(
     assert stored(store) == 0
 
 
-@pytest.mark.parametrize("wrong", [None, {}, "Ada", Renamed, object()], ids=repr)
+@pytest.mark.parametrize(
+    "wrong", [None, {}, "Ada", Renamed, object()], ids=["none", "dict", "text", "class", "object"]
+)
 def test_what_is_no_event_is_refused(bus: EventBus, wrong: object) -> None:
     with pytest.raises((InvalidEventType, EventDrivenError)):
         bus.publish(wrong)

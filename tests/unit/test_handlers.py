@@ -64,7 +64,6 @@ def two_parameters(event: Any, session: Any) -> None: ...
         ({"events": (dict,)}, InvalidEventType, "dict is no event"),
         ({"events": ("User.renamed",)}, InvalidEventType, "str is no event"),
     ],
-    ids=str,
 )
 def test_a_wrong_handler_is_refused(
     bus: EventBus, options: dict[str, Any], error: type[EventDrivenError], fact: str
