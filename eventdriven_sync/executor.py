@@ -7,7 +7,6 @@ acknowledges. No hook stands between them.
 from __future__ import annotations
 
 import contextvars
-import logging
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -46,13 +45,9 @@ from eventdriven_sync.outcome import (
     Reject,
     Retry,
     RetryAt,
-    check_delay,
 )
 from eventdriven_sync.records import Delivery, RawMessage, Settlement, delivery_id
-from eventdriven_sync.retry import RetryPolicy
 from eventdriven_sync.store import Store
-
-log = logging.getLogger(__name__)
 
 # Asked for by the handler, or the store's fault: `on` of a policy is about the handler's own errors.
 _NOT_THE_HANDLERS = (Retry, StoreUnavailable, PublishOutcomeUnknown)
@@ -372,17 +367,11 @@ def _failed(attempt: Attempt) -> int:
 
 
 def _verdict(attempt: Attempt, error: BaseException) -> float | DeadReason:
-    """What the handler's policy says; a policy that fails itself is replaced by the default one."""
+    """What the handler's policy says."""
     policy = attempt.handler.retry
     if isinstance(error, _NOT_THE_HANDLERS):
         policy = attrs.evolve(policy, on=retry_always)
-    failures, elapsed = _failed(attempt) + 1, _since_first_failure(attempt)
-    try:
-        verdict = policy.decide(error, failures=failures, elapsed=elapsed)
-        return verdict if isinstance(verdict, str) else check_delay(verdict)
-    except Exception:
-        log.exception("The retry policy of %s failed, the default one decides", attempt.handler.name)
-        return RetryPolicy(on=retry_always).decide(error, failures=failures, elapsed=elapsed)
+    return policy.decide(error, failures=_failed(attempt) + 1, elapsed=_since_first_failure(attempt))
 
 
 def _since_first_failure(attempt: Attempt) -> float:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.config import check_name
-from eventdriven_sync.errors import InvalidGroupName
 from eventdriven_sync.handlers import DEFAULT_TIMEOUT, Start, make_batch_options, make_handler
 from eventdriven_sync.retry import RetryPolicy
 
@@ -24,13 +23,6 @@ class Group:
 
     def __init__(self, bus: EventBus, name: str) -> None:
         self.name = check_name(name, what="group")
-        if name.endswith("_"):
-            raise InvalidGroupName(
-                f"group name {name!r} ends in '_': group and handler are joined by '__' in consumer names, "
-                "so two handlers could come to share one; choose a name without it",
-                field="group",
-                value=name,
-            )
         self._bus = bus
 
     def handler(
