@@ -46,15 +46,14 @@ DEMO = [*CLI, *FAST, *FLASK, *DASHBOARD, *EMBEDDED]
 TEST = [
     *DEMO,
     "hypothesis>=6.100",
+    "mypy>=2.4",
     "pytest>=9",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
-    "sybil>=8",
-    "time-machine>=2.16",
 ]
 DOCS = ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"]
 # The formatter's style changes between minor versions: one version range for everybody.
-DEV = [*TEST, "coverage>=7.6", "mypy>=2.4", "ruff>=0.17.6,<0.18", "tox>=4.20", "tox-uv>=1.20"]
+DEV = [*TEST, "coverage>=7.6", "ruff>=0.17.6,<0.18", "tox>=4.20", "tox-uv>=1.20"]
 ALL = [*CLI, *FAST, *FLASK, *DASHBOARD]
 
 

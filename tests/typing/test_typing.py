@@ -8,8 +8,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from mypy import api as mypy_api
 
-mypy_api = pytest.importorskip("mypy.api", reason="mypy is part of the development extras")
 ROOT = Path(__file__).parents[2]
 
 BEGIN = """

@@ -1,4 +1,4 @@
-"""The execution layer on memory adapters, part by part: what tests of executor, pool, settling and recovery share."""
+"""The execution layer on memory adapters, part by part: what several of its tests share."""
 
 import threading
 from collections.abc import Callable, Sequence
