@@ -182,11 +182,12 @@ class DeliveryStore(Protocol):
     def retry_dead(self, query: DeliveryQuery, *, by: str) -> int:
         """Move dead deliveries matching the query to ``retrying``; how many.
 
-        Generation + 1, attempts and failed 0, due at once, history kept.
+        Generation + 1, attempts and failed 0, due at once, history kept. ``limit`` and ``after`` of the query
+        are ignored. After an error some may have been moved; the same call moves the rest.
         """
 
     def discard(self, query: DeliveryQuery, *, reason: str, by: str) -> int:
-        """Move dead or retrying deliveries matching the query to ``discarded``. How many."""
+        """Move dead or retrying deliveries to ``discarded``; how many. Ignores ``limit`` and ``after``."""
 
 
 class Directory(Protocol):
@@ -227,7 +228,10 @@ class Directory(Protocol):
         """The worker stopped in good order."""
 
     def write_stats(self, documents: Sequence[Mapping[str, Any]]) -> None:
-        """Replace per-minute documents by ``_id`` (absolute values, so repeating is safe)."""
+        """Replace per-minute documents by ``_id`` (absolute values, so repeating is safe).
+
+        ``minute`` is the datetime at which their minute begins: ``stats`` asks for it.
+        """
 
     def stats(self, *, since: datetime) -> list[dict[str, Any]]:
         """Per-minute documents since then."""
