@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.config import check_name
@@ -14,8 +14,22 @@ if TYPE_CHECKING:
     from eventdriven_sync.bus import EventBus, Receipt
 
 E = TypeVar("E")
+E2 = TypeVar("E2")
+E3 = TypeVar("E3")
+F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class HandlerOptions(TypedDict, total=False):
+    """The options of ``Group.handler``, for the type checker: it tells apart one, two and three events."""
+
+    name: str | None
+    retry: RetryPolicy | None
+    timeout: float | None
+    threads: int | None
+    transactional: bool
+    start: Start
 
 
 class Group:
@@ -25,16 +39,34 @@ class Group:
         self.name = check_name(name, what="group")
         self._bus = bus
 
+    @overload
+    def handler(
+        self, event: type[E], /, **options: Unpack[HandlerOptions]
+    ) -> Callable[[Callable[Concatenate[E, P], R]], Callable[Concatenate[E, P], R]]: ...
+
+    @overload
+    def handler(
+        self, event: type[E], second: type[E2], /, **options: Unpack[HandlerOptions]
+    ) -> Callable[[Callable[Concatenate[E | E2, P], R]], Callable[Concatenate[E | E2, P], R]]: ...
+
+    @overload
+    def handler(
+        self, event: type[E], second: type[E2], third: type[E3], /, **options: Unpack[HandlerOptions]
+    ) -> Callable[[Callable[Concatenate[E | E2 | E3, P], R]], Callable[Concatenate[E | E2 | E3, P], R]]: ...
+
+    @overload
+    def handler(self, *events: type[Any], **options: Unpack[HandlerOptions]) -> Callable[[F], F]: ...
+
     def handler(
         self,
-        *events: type[E],
+        *events: type[Any],
         name: str | None = None,
         retry: RetryPolicy | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         threads: int | None = None,
         transactional: bool = False,
         start: Start = "new",
-    ) -> Callable[[Callable[Concatenate[E, P], R]], Callable[Concatenate[E, P], R]]:
+    ) -> Callable[[F], F]:
         """Subscribe a function to events. The function itself stays as it is: a test just calls it.
 
         It runs at least once per event, in a thread of a worker, and never again after its success was
@@ -57,7 +89,7 @@ class Group:
             InvalidHandler, InvalidOption, InvalidGroupName, InvalidEventType, DuplicateHandler.
         """
 
-        def register(function: Callable[Concatenate[E, P], R]) -> Callable[Concatenate[E, P], R]:
+        def register(function: F) -> F:
             self._bus.topology.add(
                 make_handler(
                     group=self.name,
