@@ -389,4 +389,4 @@ def _make_store(settings: Settings) -> Store:
         return MemoryStore()
     from eventdriven_sync.stores.mongo import MongoStore
 
-    return MongoStore(settings.mongo, timeout=settings.publish_timeout)
+    return MongoStore(settings.mongo, namespace=settings.namespace, timeout=settings.publish_timeout)

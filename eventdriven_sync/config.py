@@ -159,7 +159,8 @@ class Settings:
     Attributes:
         nats: one URL, or several separated by commas.
         mongo: a MongoDB URI; the database is its path, ``eventdriven`` if it has none.
-        namespace: begins every stream name and subject; buses of other namespaces see nothing of this one.
+        namespace: begins every stream name and subject, and owns the database: buses of other namespaces see
+            nothing of this one and need databases of their own.
         publish_timeout: until ``publish`` gives up on MongoDB.
         broker_timeout: for calls to NATS that are waited for.
         max_payload_bytes: limit of one encoded event.

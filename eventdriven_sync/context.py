@@ -58,8 +58,7 @@ def current_envelope() -> Envelope | None:
 
 def current_operation_id() -> str | None:
     """The id of the operation this context belongs to, or None."""
-    running = handling.get()
-    if running:
-        return running.parents[0].operation_id
-    begun = operation.get()
-    return begun.id if begun else None
+    begun, running = operation.get(), handling.get()
+    if begun:
+        return begun.id
+    return running.parents[0].operation_id if running else None

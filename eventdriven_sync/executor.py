@@ -92,7 +92,8 @@ class Attempt:
         if self.event:
             return self.event.id
         assert self.message is not None
-        return f"{self.message.stream}-{self.message.sequence}"
+        # With its time: a stream that was created anew counts from 1 again.
+        return f"{self.message.stream}-{self.message.sequence}-{self.message.stored_at.timestamp():.0f}"
 
     @property
     def delivery_id(self) -> str:
@@ -322,6 +323,7 @@ def _guarded(handling: context.Handling, function: Any, *arguments: Any) -> Base
 
     def call() -> None:
         context.handling.set(handling)
+        context.operation.set(None)  # an operation begun in here is the handler's own
         function(*arguments)
 
     try:

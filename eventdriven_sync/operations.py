@@ -56,10 +56,9 @@ class OperationScope(ContextDecorator):
         return OperationScope(self._bus, variables=self._variables, **self._given)  # type: ignore[arg-type]
 
     def __enter__(self) -> OperationScope:
-        outer = context.operation.get()
         self._operation = Operation(
             id=self.id,
-            parent_id=outer.id if outer else context.current_operation_id(),
+            parent_id=context.current_operation_id(),
             variables=self._bus.codec.plain(self._variables),
             started_at=utcnow(),
             **self._given,  # type: ignore[arg-type]
@@ -96,7 +95,12 @@ class OperationScope(ContextDecorator):
 
         Raises:
             OperationTimeout: deliveries are still pending, running or retrying; they go on.
+            InvalidOption: called inside the operation's own block, which it would wait for.
         """
+        if self._operation is not None and context.operation.get() is self._operation:
+            raise InvalidOption(
+                f"operation {self.id} is still running: call wait() after its `with` block", field="wait"
+            )
         return self._bus.operations.wait(self.id, timeout=timeout)
 
     def _save(self, operation: Operation) -> None:

@@ -42,14 +42,13 @@ class Publisher:
         chosen = self._event_id(kind, event_id, idempotency_key, running)
         # Before the event gets its time: it must not be older than the registration of our own handlers.
         self._bus.open()
-        begun = context.operation.get()
         envelope = Envelope(
             id=chosen,
             name=kind.name,
             version=kind.version,
             data=data,
             published_at=utcnow(),
-            operation_id=running.parents[0].operation_id if running else begun.id if begun else chosen,
+            operation_id=context.current_operation_id() or chosen,
             parent_ids=tuple(parent.id for parent in running.parents[:MAX_PARENTS]) if running else (),
             source=running.handler if running else source,
             key=_key_of(kind, data),

@@ -32,6 +32,7 @@ Result = TypeVar("Result")
 T = TypeVar("T")
 
 MAX_ITEMS = 1000
+CLOSE_TIMEOUT = 1.0
 MAX_BYTES = 8 * 1024 * 1024
 
 # A writer this far past its deadline will never hand over: a second interrupt met it while it was leaving.
@@ -324,7 +325,9 @@ class Link:
             self._closed = True
             connection, self._connection = self._connection, None
         if connection is not None and connection.pid == os.getpid():
-            connection.client.close()
+            # Closing ends the sessions, for which the driver would wait 30 s for a server that is gone.
+            with pymongo.timeout(CLOSE_TIMEOUT):
+                connection.client.close()
 
     def after_fork(self) -> None:
         """In the child: the parent's client is left alone, and locks its threads held are new."""

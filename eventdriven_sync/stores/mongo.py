@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pymongo
-from pymongo import ReadPreference
+from pymongo import ReadPreference, ReturnDocument
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
@@ -21,7 +21,7 @@ from eventdriven_sync.errors import (
     PublishOutcomeUnknown,
     StoreError,
 )
-from eventdriven_sync.stores.collections import DURABLE, SNAPSHOT, create_indexes
+from eventdriven_sync.stores.collections import DURABLE, LEASES, SNAPSHOT, create_indexes
 from eventdriven_sync.stores.connection import Connection, Link
 from eventdriven_sync.stores.mongo_deliveries import MongoDeliveries
 from eventdriven_sync.stores.mongo_directory import MongoDirectory
@@ -49,6 +49,7 @@ class MongoStore:
     Args:
         url: a MongoDB URI. What it says about write concern, retries and journaling is overruled.
         database: its name; the path of the URI if not given, ``eventdriven`` if that has none.
+        namespace: the only one that may use this database; None does not ask.
         timeout: seconds for every call that takes no timeout of its own.
         max_pool_size: connections at most; more than the threads that use the store.
 
@@ -57,8 +58,15 @@ class MongoStore:
     """
 
     def __init__(
-        self, url: str, *, database: str | None = None, timeout: float = 15.0, max_pool_size: int = 120
+        self,
+        url: str,
+        *,
+        database: str | None = None,
+        namespace: str | None = None,
+        timeout: float = 15.0,
+        max_pool_size: int = 120,
     ) -> None:
+        self._namespace = namespace
         self._link = Link(
             partial(Connection, url, database=database, timeout=timeout, max_pool_size=max_pool_size)
         )
@@ -78,7 +86,7 @@ class MongoStore:
 
         Raises:
             StoreUnavailable, StorePermissionDenied, ConfigurationError (not a replica set, too old, an index
-            of ours with other settings).
+            of ours with other settings, a database of another namespace).
         """
         connection = self._link.now
         if connection.opened:
@@ -93,7 +101,26 @@ class MongoStore:
             lambda: create_indexes(connection.database),
             timeout=max(deadline - time.monotonic(), 0.001),
         )
+        if self._namespace is not None:
+            connection.call("while opening", lambda: self._own(connection), timeout=timeout)
         connection.opened = True
+
+    def _own(self, connection: Connection) -> None:
+        """One database, one namespace: records carry none, and the handlers of two would mix."""
+        found = connection.collections[LEASES].find_one_and_update(
+            {"_id": "namespace"},
+            {"$setOnInsert": {"holder": self._namespace}},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        assert found is not None
+        if found["holder"] != self._namespace:
+            raise ConfigurationError(
+                f"database {connection.database.name!r} belongs to the namespace {found['holder']!r}, not to "
+                f"{self._namespace!r}: give each namespace a database of its own",
+                field="namespace",
+                value=self._namespace,
+            )
 
     @contextmanager
     def transaction(self, *, timeout: float) -> Iterator[ClientSession]:

@@ -164,3 +164,27 @@ def test_a_chain_that_is_cut_says_so(bus: EventBus, monkeypatch: pytest.MonkeyPa
         bus.publish_many([ADA] * 5)
     chain = bus.operations.chain(operation.id)
     assert (chain.truncated, len(list(chain.walk()))) == (True, 3)
+
+
+def test_waiting_inside_the_own_block_is_refused_instead_of_waiting_for_ever(bus: EventBus) -> None:
+    with bus.operation("import") as operation, pytest.raises(InvalidOption, match="after its `with` block"):
+        operation.wait(timeout=1)
+
+
+def test_what_a_handler_publishes_in_an_operation_of_its_own_belongs_to_that(bus: EventBus) -> None:
+    begun = []
+
+    @bus.group("Blog").handler(Renamed)
+    def begin(event: Renamed) -> None:
+        with bus.operation("greet", kind="script") as operation:
+            bus.publish(Greeted(name=event.name))
+        begun.append(operation.id)
+
+    with memory(bus) as run:
+        receipt = bus.publish(Renamed(name="Ada"))
+        run.drain()
+        assert [e.event.name for e in bus.operations.chain(begun[0]).walk()] == ["RigUser.greeted"]
+        assert bus.operations.get(begun[0]).parent_id == receipt.operation_id
+        assert [e.event.name for e in bus.operations.chain(receipt.operation_id).walk()] == [
+            "RigUser.renamed"
+        ]
