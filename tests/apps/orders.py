@@ -17,12 +17,14 @@ class OrderPlaced:
     Attributes:
         seconds: how long its handler works.
         gate: a name; the handler waits until a test notes ``open`` with it.
+        urgent: the bill is stored and sent at once, whatever becomes of the attempt.
     """
 
     number: int
     customer: str = "ada"
     seconds: float = 0.0
     gate: str = ""
+    urgent: bool = False
 
 
 @event("Bill.sent")
@@ -43,5 +45,5 @@ def build(bus: EventBus, witness: Witness) -> None:
         if order.gate:
             witness.await_note("open", gate=order.gate)
         threading.Event().wait(order.seconds)
-        billing.publish(BillSent(number=order.number))
+        billing.publish(BillSent(number=order.number), immediate=order.urgent)
         witness.note("end", number=order.number, handler="Billing.bill")

@@ -70,9 +70,12 @@ def test_a_worker_killed_between_recording_and_acknowledging_runs_nothing_again(
     assert bills(bus) == list(range(10))
 
 
-def test_a_worker_killed_before_recording_runs_the_handler_again_with_one_result(site: Site) -> None:
+@pytest.mark.parametrize("urgent", [False, True], ids=["held", "immediate"])
+def test_a_worker_killed_before_recording_runs_the_handler_again_with_one_result(
+    site: Site, urgent: bool
+) -> None:
     bus = site.bus(orders.build)
-    bus.publish_many([OrderPlaced(number=n, seconds=0.01) for n in range(10)])
+    bus.publish_many([OrderPlaced(number=n, seconds=0.01, urgent=urgent) for n in range(10)])
     crashing = site.worker_process("orders", "--threads", 1, "--crash", BEFORE_SETTLE, "--nth", 3)
     assert crashing.wait() == KILLED
     unrecorded = site.witness.notes("end")[-1]["number"]
