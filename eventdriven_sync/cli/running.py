@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -16,6 +18,12 @@ DEFAULT_THREADS = 8
 DEFAULT_GRACE = 25.0
 
 _EXPORT = re.compile(r"export (\w+)='(.*)'")
+
+
+def _print_at_once() -> None:
+    """What handlers print reaches a log file or pipe line by line, not when the worker ends."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 @click.command(cls=Command)
@@ -65,6 +73,7 @@ def worker(
     from eventdriven_sync.worker import Worker
 
     configure_logging(log_level, as_json=session.out.json)
+    _print_at_once()
     # Also with processes: what cannot run is refused here, and not again and again in each of them.
     found = Worker(
         session.app_bus(),

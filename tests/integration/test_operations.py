@@ -163,6 +163,6 @@ def test_an_operation_whose_process_still_runs_is_not_settled(site: Site) -> Non
     bus = site.bus()
     with bus.operation("long-import") as operation:
         with pytest.raises(OperationTimeout):
-            operation.wait(timeout=0.1)
+            bus.operations.wait(operation.id, timeout=0.1)
         assert bus.operations.get(operation.id).status == "running"
     eventually(lambda: operation.wait(timeout=5).succeeded)
