@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextvars
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import Any
 
 import attrs
@@ -45,14 +43,14 @@ from eventdriven_sync.outcome import (
     Reject,
     Retry,
     RetryAt,
+    stack_of,
+    text_of,
 )
 from eventdriven_sync.records import Delivery, RawMessage, Settlement, delivery_id
 from eventdriven_sync.store import Store
 
 # Asked for by the handler, or the store's fault: `on` of a policy is about the handler's own errors.
 _NOT_THE_HANDLERS = (Retry, StoreUnavailable, PublishOutcomeUnknown)
-MAX_TRACEBACK = 16 * 1024  # bytes
-MAX_MESSAGE = 2000
 MAX_RAW = 1024 * 1024
 
 
@@ -64,7 +62,7 @@ class Attempt:
         message: from the live lane, with the consumption that acknowledges it.
         delivery: the claimed record, when the store owns the delivery (recovery lane, slow path).
         event: None when the message is no event we can read; ``fault`` says why.
-        payload: the user's object, decoded when the attempt is prepared.
+        payload: the user's object, decoded when the attempt was admitted.
         fault: what stands against running the handler at all.
         key: what a batch handler's ``group_by`` said.
     """
@@ -78,7 +76,7 @@ class Attempt:
     fault: BaseException | None = None
     token: str = attrs.field(factory=new_id)
     checked: bool = False
-    read: bool = False
+    decoded: bool = False
     key: Any = None
     handling: context.Handling | None = None
     started_at: datetime = attrs.field(factory=utcnow)
@@ -113,25 +111,21 @@ class Executor:
         self._settings, self._worker = settings, worker
 
     def read(self, attempt: Attempt) -> None:
-        """Decode the message or the claimed record; what cannot be read becomes the attempt's fault."""
-        if attempt.read:
+        """Find out which event this is; no code of the user runs. What is no event is the attempt's fault."""
+        if attempt.event or attempt.fault:
             return
-        attempt.read = True
         try:
-            if attempt.event is None:
-                attempt.event = self._envelope(attempt)
-            attempt.payload = self._payload(attempt)
+            attempt.event = self._envelope(attempt)
         except CodecError as error:
             attempt.fault = error
-        except BaseException as error:  # the user's class does what it likes while it is built
-            attempt.fault = CodecError(f"{attempt.handler.name} cannot read this: {_text(error)}")
 
     def group(self, attempt: Attempt) -> None:
         """Ask a batch handler's ``group_by`` for the key; if it fails, that is how the attempt ends."""
+        attempt.begin()
+        self._decode(attempt)
         batch = attempt.handler.batch
         if attempt.fault or batch is None or batch.group_by is None:
             return
-        attempt.begin()
         try:
             attempt.key = batch.group_by(attempt.payload)
             hash(attempt.key)
@@ -139,17 +133,17 @@ class Executor:
             attempt.fault = error
 
     def run(self, attempt: Attempt) -> Settlement:
-        """Run the handler of a prepared attempt; never raises."""
+        """Run the handler of an admitted attempt; never raises."""
         attempt.begin()
-        error = self._fault(attempt)
-        if error is not None:
-            return self.settlement(attempt, error)
+        self._decode(attempt)
+        if attempt.fault is not None:
+            return self.settlement(attempt, attempt.fault)
         handling = attempt.handling = _handling([attempt])
         error = self._call(attempt, handling)
         return self.settlement(attempt, error, emitted=handling.emitted)
 
     def run_batch(self, attempts: Sequence[Attempt], batch: Any) -> list[Settlement]:
-        """Run a batch handler once for prepared attempts; one settlement each."""
+        """Run a batch handler once for admitted attempts with their payloads; one settlement each."""
         handling = _handling(attempts)
         for attempt in attempts:
             attempt.begin()
@@ -184,7 +178,7 @@ class Executor:
         if error is None:
             return Done()
         if isinstance(error, Discard):
-            return Discarded(reason=_text(error))
+            return Discarded(reason=text_of(error))
         failure = failure_of(error, attempt, worker=self._worker)
         reason = _fatal(error, attempt)
         if reason:
@@ -221,6 +215,34 @@ class Executor:
             namespace=self._settings.namespace,
         )
 
+    def _decode(self, attempt: Attempt) -> None:
+        """Build the user's object, unless too many workers have died of this delivery.
+
+        Its class may do anything, also kill the process: so only now, when the start has been counted.
+        """
+        if attempt.decoded or attempt.fault:
+            return
+        attempt.decoded = True
+        attempt.fault = self._worker_lost(attempt)
+        if attempt.fault:
+            return
+        try:
+            attempt.payload = self._payload(attempt)
+        except CodecError as error:
+            attempt.fault = error
+        except BaseException as error:  # the user's class does what it likes while it is built
+            attempt.fault = CodecError(f"{attempt.handler.name} cannot read this: {text_of(error)}")
+
+    def _worker_lost(self, attempt: Attempt) -> WorkerLost | None:
+        # With a message the count is only what the broker believes, which alone must not end a delivery.
+        lost = attempt.delivery.lost if attempt.delivery and not attempt.message else 0
+        if lost < self._settings.max_lost:
+            return None
+        return WorkerLost(
+            f"{lost} workers died while running {attempt.handler.name} for event {attempt.event_id}",
+            limit=self._settings.max_lost,
+        )
+
     def _payload(self, attempt: Attempt) -> Any:
         event = attempt.event
         assert event is not None
@@ -235,16 +257,6 @@ class Executor:
                 limit=kind.version,
             )
         return self._codec.decode(kind, event.data)
-
-    def _fault(self, attempt: Attempt) -> BaseException | None:
-        # With a message the count is only what the broker believes, which alone must not end a delivery.
-        lost = attempt.delivery.lost if attempt.delivery and not attempt.message else 0
-        if lost >= self._settings.max_lost:
-            return WorkerLost(
-                f"{lost} workers died while running {attempt.handler.name} for event {attempt.event_id}",
-                limit=self._settings.max_lost,
-            )
-        return attempt.fault
 
     def _call(self, attempt: Attempt, handling: context.Handling) -> BaseException | None:
         function = attempt.handler.function
@@ -308,8 +320,8 @@ def failure_of(error: BaseException, attempt: Attempt | None = None, *, worker: 
     delivery = attempt.delivery if attempt else None
     return Failure(
         error_type=type(error).__name__,
-        message=_text(error),
-        traceback=_stack(error),
+        message=text_of(error),
+        traceback=stack_of(error, below=__name__),
         failed_at=utcnow(),
         attempt=delivery.attempts if delivery else 1,
         generation=delivery.generation if delivery else 0,
@@ -408,34 +420,3 @@ def _raw(attempt: Attempt) -> RawMessage | None:
         headers=dict(message.headers),
         data=message.data[:MAX_RAW],
     )
-
-
-def _text(error: BaseException) -> str:
-    """What it says, storable: without lone surrogates, cut to its limit."""
-    try:
-        text = str(error)[:MAX_MESSAGE]
-    except BaseException as broken:  # an exception of user code may not even be printable
-        text = f"<its text cannot be read: {type(broken).__name__}>"
-    return text.encode("utf-8", "backslashreplace").decode()[:MAX_MESSAGE]
-
-
-def _stack(error: BaseException) -> str:
-    """The stack without our own frames on top, its end kept: that is where the fault is."""
-    stack = getattr(error, "stack", None) if isinstance(error, HandlerTimeout) else None
-    if not isinstance(stack, str):
-        try:
-            stack = "".join(traceback.format_exception(type(error), error, _of_handler(error)))
-        except BaseException as broken:
-            stack = f"{type(error).__name__} (its traceback cannot be read: {type(broken).__name__})"
-    kept = stack[-MAX_TRACEBACK:].encode("utf-8", "backslashreplace")[-MAX_TRACEBACK:]
-    return kept.decode("utf-8", "ignore")
-
-
-def _of_handler(error: BaseException) -> TracebackType | None:
-    """The traceback below our last frame: with a transaction the driver's frames stand between ours."""
-    found = tb = error.__traceback__
-    while tb is not None:
-        if tb.tb_frame.f_globals.get("__name__") == __name__:
-            found = tb.tb_next
-        tb = tb.tb_next
-    return found

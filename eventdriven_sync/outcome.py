@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import traceback
 from datetime import datetime
 from functools import partial
+from types import TracebackType
 from typing import Any, Literal
 
 import attrs
 
-from eventdriven_sync.errors import InvalidDelay, shorten
+from eventdriven_sync.errors import HandlerTimeout, InvalidDelay, shorten
 
 MAX_DELAY = 365 * 86400.0
+MAX_TRACEBACK = 16 * 1024  # bytes
+MAX_MESSAGE = 2000
 
 DeliveryState = Literal["pending", "running", "retrying", "succeeded", "dead", "discarded"]
 FINAL_STATES: frozenset[str] = frozenset({"succeeded", "dead", "discarded"})
@@ -133,3 +137,34 @@ def check_delay(value: object, *, field: str = "after") -> float:
             limit=MAX_DELAY,
         )
     return float(value)
+
+
+def text_of(error: BaseException) -> str:
+    """What it says, storable: without lone surrogates, cut to its limit."""
+    try:
+        text = str(error)[:MAX_MESSAGE]
+    except BaseException as broken:  # an exception of user code may not even be printable
+        text = f"<its text cannot be read: {type(broken).__name__}>"
+    return text.encode("utf-8", "backslashreplace").decode()[:MAX_MESSAGE]
+
+
+def stack_of(error: BaseException, *, below: str) -> str:
+    """The stack below the frames of module ``below``; of a long one the end: that is where the fault is."""
+    stack = getattr(error, "stack", None) if isinstance(error, HandlerTimeout) else None
+    if not isinstance(stack, str):
+        try:
+            stack = "".join(traceback.format_exception(type(error), error, _below(error, below)))
+        except BaseException as broken:
+            stack = f"{type(error).__name__} (its traceback cannot be read: {type(broken).__name__})"
+    kept = stack[-MAX_TRACEBACK:].encode("utf-8", "backslashreplace")[-MAX_TRACEBACK:]
+    return kept.decode("utf-8", "ignore")
+
+
+def _below(error: BaseException, module: str) -> TracebackType | None:
+    """The traceback below the module's last frame: in a transaction the driver's stand between its frames."""
+    found = tb = error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_globals.get("__name__") == module:
+            found = tb.tb_next
+        tb = tb.tb_next
+    return found

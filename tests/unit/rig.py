@@ -117,7 +117,7 @@ class Rig:
 
     def batch_handler(self, function: Callable[..., Any], *events: type, **options: Any) -> Handler:
         self.group.batch_handler(*(events or (Renamed,)), **options)(function)
-        return self.bus.handlers[f"Blog.{function.__name__}"]
+        return self.bus.handlers[f"Blog.{options.get('name') or function.__name__}"]
 
     def envelope(self, payload: object, **changes: Any) -> Envelope:
         kind = event_type_of(payload)

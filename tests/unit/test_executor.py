@@ -21,8 +21,8 @@ from eventdriven_sync.errors import (
     StoreUnavailable,
 )
 from eventdriven_sync.events import event
-from eventdriven_sync.executor import MAX_MESSAGE, MAX_RAW, MAX_TRACEBACK, Attempt
-from eventdriven_sync.outcome import Dead, Discarded, Done, RetryAt
+from eventdriven_sync.executor import MAX_RAW, Attempt
+from eventdriven_sync.outcome import MAX_MESSAGE, MAX_TRACEBACK, Dead, Discarded, Done, RetryAt
 from tests.unit.rig import Greeted, Renamed, Rig, failure
 
 ADA = Renamed(name="Ada")
@@ -578,6 +578,7 @@ def run_batch(rig: Rig, function: Any, payloads: list[Any], **options: Any) -> l
     attempts = [rig.arrived(handler, payload) for payload in payloads]
     for attempt in attempts:
         rig.executor.read(attempt)
+        rig.executor.group(attempt)
     return rig.executor.run_batch(attempts, Batch(None, [attempt.payload for attempt in attempts]))
 
 

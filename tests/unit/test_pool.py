@@ -3,12 +3,13 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs
 import pytest
 
-from eventdriven_sync import Reject
+from eventdriven_sync import Reject, event
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import LeaseLost
 from eventdriven_sync.executor import Attempt
@@ -205,6 +206,54 @@ def _noting(seen: list[int]) -> Any:
         seen.append(len(batch))
 
     return count
+
+
+_built: list[Callable[["Touchy"], None]] = []
+
+
+@event("RigUser.touched")
+@attrs.frozen(kw_only=True)
+class Touchy:
+    """A class whose instances do something when they are built, as a validator may."""
+
+    name: str
+
+    def __attrs_post_init__(self) -> None:
+        for note in _built:
+            note(self)
+
+
+def test_the_start_is_counted_before_the_users_class_is_built(rig: Rig) -> None:
+    """It too may kill the process, again and again."""
+    found: list[str | None] = []
+    pool = rig.pool(threads=1)
+    lane = pool.lane(rig.handler(lambda e: None, Touchy, name="touch"))
+    again = rig.arrived(lane.handler, Touchy(name="Ada"), delivered=2)
+    _built[:] = [lambda _: found.append(rig.state(again))]
+    pool.offer(lane, [again])
+    pool.start()
+    eventually(lambda: len(rig.hand.finished) == 1 or rig.state(again) == "succeeded")
+    _built.clear()
+    assert found == ["running"]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_killed_too_many_workers_is_neither_built_nor_run(rig: Rig, batch: bool) -> None:
+    ran: list[object] = []
+    pool = rig.pool(threads=1)
+    if batch:
+        lane = pool.lane(rig.batch_handler(ran.append, Touchy, name="touch", max_wait=0.01))
+    else:
+        lane = pool.lane(rig.handler(ran.append, Touchy, name="touch"))
+    claimed = rig.claimed(lane.handler, Touchy(name="Ada"), lost=3)
+    _built[:] = [ran.append]
+    pool.offer(lane, [claimed])
+    pool.start()
+    eventually(lambda: rig.state(claimed) != "running")
+    _built.clear()
+    found = rig.store.deliveries.get(claimed.delivery_id)
+    assert found is not None
+    assert (found.state, found.reason, ran) == ("dead", "worker_lost", [])
 
 
 # --- timeouts -------------------------------------------------------------------------------------------
