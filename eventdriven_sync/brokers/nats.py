@@ -29,7 +29,7 @@ from eventdriven_sync.brokers.bridge import Bridge, Link
 from eventdriven_sync.brokers.dispatching import Dispatcher
 from eventdriven_sync.brokers.jetstream import ApiError
 from eventdriven_sync.brokers.pulling import Pull
-from eventdriven_sync.brokers.trouble import Trouble
+from eventdriven_sync.brokers.trouble import DENIED, REFUSED, Trouble
 from eventdriven_sync.errors import (
     BrokerPermissionDenied,
     BrokerUnavailable,
@@ -39,13 +39,10 @@ from eventdriven_sync.errors import (
 )
 
 logger = logging.getLogger(__name__)
-
 _CONNECT_WAIT = _REQUEST_WAIT = _HOPELESS = 2
 _TICK = _RETRY_PAUSE = 0.1
 _SERVERS_MOST = 30
-_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
 _SHOWN = ("version", "server_name", "jetstream", "max_payload", "auth_required", "tls_required")
-_REFUSED = re.compile(r"authorization|authentication expired|authentication revoked", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -214,14 +211,14 @@ class Live:
             logger.warning("connection to NATS at %s lost", self._shown, extra={"action": "nats_lost"})
 
     def _failed(self, error: BaseException) -> None:
-        self._refusal = error if _REFUSED.search(str(error)) else None
+        self._refusal = error if REFUSED.search(str(error)) else None
         if not isinstance(error, nats.errors.NoServersError):  # the reasons were told to _on_error
             self.trouble(f"{type(error).__name__}: {error}")
 
     async def _on_error(self, error: Exception) -> None:
         """nats-py's error callback; it must never raise."""
         text = str(error) or repr(error)
-        denied = _DENIED.search(text)
+        denied = DENIED.search(text)
         if denied:
             text = f"no permission: {denied[1]} to {denied[2]}"
             self.trouble(text)
@@ -382,9 +379,11 @@ class Live:
     def retire(self, pull: Pull) -> None:
         """Unsubscribe a stopped pull; what is in hand can still be finished."""
         subscription = self.pulls.get(pull)
-        if subscription is not None:
+        if subscription is None:
+            pull.retired()
+        else:
             self.pulls[pull] = None
-            self.spawn(_unsubscribe(subscription))
+            self.spawn(_unsubscribe(subscription, pull.retired))
 
     async def delete_consumer(self, stream: str, name: str) -> bool:
         """See ``Broker.delete_consumer``; it is not created again."""
@@ -394,9 +393,9 @@ class Live:
     # --- the end
 
     async def flush(self) -> None:
-        """Wait until everything dispatched before is settled."""
+        """Wait until everything dispatched before is settled, and what stopped pulls held is given back."""
         mark = self.dispatcher.mark()
-        while not self.dispatcher.settled_below(mark):
+        while any(pull.retiring for pull in self.pulls) or not self.dispatcher.settled_below(mark):
             if self.ended and self.link.down_for > _HOPELESS:
                 raise TimeoutError
             await asyncio.sleep(0.005)
@@ -404,13 +403,11 @@ class Live:
     async def end(self, patience: float) -> None:
         """Send what is dispatched, stop pulling, disconnect; waits ``patience`` seconds for the server."""
         self.ended = True
-        subscriptions = [subscription for subscription in self.pulls.values() if subscription]
         for pull in self.pulls:
-            self.pulls[pull] = None
             pull.stop_now()
         try:
             async with asyncio.timeout(patience):
-                await asyncio.gather(self.flush(), *map(_unsubscribe, subscriptions))
+                await self.flush()
                 await self.link.drain()
         except (TimeoutError, nats.errors.Error) as error:
             self.trouble(f"closed before everything was confirmed: {error!r}")
@@ -424,12 +421,14 @@ async def _hand_to(pull: Pull, message: Msg) -> None:
     pull.arrived(message.subject, message.data, message.headers or {}, message.reply)
 
 
-async def _unsubscribe(subscription: Subscription) -> None:
+async def _unsubscribe(subscription: Subscription, then: Callable[[], None] = lambda: None) -> None:
     """What the server sent before it hears of it still arrives."""
     try:
         await asyncio.wait_for(subscription.drain(), 2.0)  # type: ignore[no-untyped-call]
     except (nats.errors.Error, TimeoutError) as error:
         logger.debug("unsubscribing: %r", error, extra={"action": "unsubscribe_failed"})
+    finally:
+        then()
 
 
 class NatsBroker(BlockingBroker):

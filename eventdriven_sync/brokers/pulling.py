@@ -87,6 +87,8 @@ class Pull:
     ) -> None:
         self.spec = spec
         self.stopped = False
+        self.retiring = False
+        self._held_back: list[str] = []
         self.opening = False
         self.looking = False
         self.again_at = 0.0
@@ -206,7 +208,7 @@ class Pull:
         self._suspected = False
         self._requested = max(0, self._requested - 1)
         if self.stopped:
-            self._send(reply, NAK, "")
+            self._give_back(reply)
         elif self._recent.has(ack.sequence, ack.stored_at):
             self._send(reply, ACK, "")
         elif not self._is_in_hand(ack, reply):
@@ -276,9 +278,31 @@ class Pull:
         for message in messages:
             reply = self._let_go(message)
             if reply:
-                # Not sent later: a late one would start a further delivery beside the one after ack_wait.
-                self._send(reply, NAK, "")
+                self._give_back(reply)
         self._pull()
+
+    def _give_back(self, reply: str) -> None:
+        """To be delivered at once, but not to the inbox that is just being unsubscribed: nobody reads it.
+
+        Without a connection it is not sent later: a late one would start a further delivery beside the one
+        after ``ack_wait``.
+        """
+        if self.retiring:
+            self._held_back.append(reply)
+        else:
+            self._send(reply, NAK, "")
+
+    def retired(self) -> None:
+        """The server sends nothing more to the old inbox."""
+        self.retiring = False
+        replies, self._held_back = self._held_back, []
+        for reply in replies:
+            self._send(reply, NAK, "")
+
+    def _retire_inbox(self) -> None:
+        self.lost()
+        self.retiring = True
+        self._retire(self)
 
     def _forget(self, messages: Sequence[Incoming]) -> None:
         for message in messages:
@@ -297,13 +321,11 @@ class Pull:
         self._window = window
         if shrinks and self._requested + len(self._hand) > window:
             # The only way to take requests back is another inbox.
-            self.lost()
-            self._retire(self)
+            self._retire_inbox()
         self._pull()
 
     def stop_now(self) -> None:
         """Pull no more."""
         if not self.stopped:
             self.stopped = True
-            self.lost()
-            self._retire(self)
+            self._retire_inbox()

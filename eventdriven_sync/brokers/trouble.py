@@ -8,6 +8,9 @@ import time
 
 logger = logging.getLogger(__name__)
 
+# What the server says when it forbids something, and when it lets nobody in.
+DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
+REFUSED = re.compile(r"authorization|authentication expired|authentication revoked", re.IGNORECASE)
 _SAY_AGAIN = 30.0
 _KINDS_MOST = 200
 

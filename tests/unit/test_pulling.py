@@ -294,6 +294,7 @@ def test_after_stop_nothing_is_asked_for_and_what_still_comes_is_given_back(desk
     desk.arrive(1)
     desk.pull.stop()
     late = desk.arrive(2)
+    desk.pull.retired()
     assert desk.acks(NAK) == [late]
     assert len(desk.delivered) == 1
     assert desk.retired == 1
@@ -301,6 +302,17 @@ def test_after_stop_nothing_is_asked_for_and_what_still_comes_is_given_back(desk
     assert len(desk.acks()) == 1
     assert desk.requests() == [10]
     assert not desk.pull.wants_opening
+
+
+def test_nothing_is_given_back_before_the_old_inbox_is_unsubscribed(desk: Desk) -> None:
+    first = desk.arrive(1)
+    desk.pull.stop()
+    late = desk.arrive(2)
+    desk.pull.release(desk.delivered)
+    assert (desk.acks(NAK), desk.pull.retiring) == ([], True)
+    desk.pull.retired()
+    assert sorted(desk.acks(NAK)) == sorted([first, late])
+    assert not desk.pull.retiring
 
 
 def test_a_smaller_window_takes_the_requests_back(desk: Desk) -> None:
