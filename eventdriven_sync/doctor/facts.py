@@ -45,7 +45,7 @@ REQUIRED: Mapping[str, str] = {
     "attrs": "24.1",
     "cattrs": "24.1",
     "click": "8.1.7",
-    "nats-py": "2.15",
+    "nats-py": "2.16",
     "pymongo": "4.10",
     "tenacity": "9",
 }
