@@ -187,12 +187,13 @@ class EventBus:
         Raises:
             StoreUnavailable: nothing was written.
             PublishOutcomeUnknown: the commit was sent and not answered.
-            InvalidOption: a transaction is open already in this context.
+            InvalidOption: a transaction is open already in this context, or ``timeout`` is out of range.
         """
         if context.transaction.get() or _session():
             raise InvalidOption("a transaction is open already in this context: use its session")
+        seconds = self._publisher.seconds(timeout)
         self.open()
-        with self.store.transaction(timeout=timeout or self.settings.publish_timeout) as session:
+        with self.store.transaction(timeout=seconds) as session:
             begun = context.Transaction(session=session)
             token = context.transaction.set(begun)
             try:

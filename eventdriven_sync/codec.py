@@ -102,6 +102,7 @@ class Codec:
 
         Raises:
             PayloadNotSerializable: a value has no place in JSON; ``problems`` has its path.
+            PayloadTooLarge, PayloadTooDeep: they exceed the limit.
         """
         try:
             document: dict[str, Any] = LOOSE.encode(variables)
@@ -109,6 +110,14 @@ class Codec:
             problems = self._problems(LOOSE, variables, error, writing=True, path="variables")
             raise _refusal(PayloadNotSerializable, "operation cannot begin", problems) from error
         self._check_depth(document, "operation cannot begin: variables")
+        size = len(_dumps(document))
+        if size > self._max_bytes:
+            raise PayloadTooLarge(
+                f"operation cannot begin: variables has {size:,} bytes encoded, limit {self._max_bytes:,} "
+                "(max_payload_bytes) - store the content elsewhere and name its place",
+                size=size,
+                limit=self._max_bytes,
+            )
         return document
 
     def pack(self, envelope: Envelope, namespace: str) -> bytes:

@@ -23,6 +23,28 @@ PREFIX = "EVENTDRIVEN_"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+def plain(text: str) -> str:
+    """The text as a ``str`` itself: a member of ``class Name(str, Enum)`` formats as something else."""
+    return str.__str__(text)
+
+
+def check_text(value: object, *, field: str, most: int, of: str = "") -> str:
+    """Text of 1 to ``most`` characters that UTF-8 can carry, or InvalidOption."""
+    if not isinstance(value, str) or not 0 < len(value) <= most:
+        raise InvalidOption(
+            f"{of}{field} is {shorten(value)}: give text of 1 to {most:,} characters", field=field, limit=most
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidOption(
+            f"{of}{field} has the lone surrogate {value[error.start]!r} at position {error.start}: give text "
+            "that UTF-8 can carry",
+            field=field,
+        ) from error
+    return plain(value)
+
+
 def check_name(value: object, *, what: str) -> str:
     """A group or handler name, or InvalidGroupName."""
     # Group and handler are joined by '__': a group that ends in '_' would be confused with a handler
@@ -40,7 +62,7 @@ def check_name(value: object, *, what: str) -> str:
             value=value,
             limit=64,
         )
-    return value
+    return plain(value)
 
 
 def between(
@@ -148,6 +170,10 @@ def _trimmed(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+def _plain(value: Any) -> Any:
+    return plain(value) if isinstance(value, str) else value
+
+
 def _shown(url: Any) -> str:
     return repr(redact(url) if isinstance(url, str) else url)
 
@@ -191,7 +217,7 @@ class Settings:
         repr=_shown,
         validator=_check_url(("mongodb", "mongodb+srv", "memory"), "mongodb://localhost:27017/blog"),
     )
-    namespace: str = attrs.field(default="eventdriven", validator=_check_namespace)
+    namespace: str = attrs.field(default="eventdriven", converter=_plain, validator=_check_namespace)
     publish_timeout: float = attrs.field(default=15.0, validator=between(0.05, 300))
     broker_timeout: float = attrs.field(default=5.0, validator=between(0.05, 300))
     max_payload_bytes: int = attrs.field(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from eventdriven_sync.config import check_text
 from eventdriven_sync.errors import InvalidOption, InvalidTransition, NotFound, shorten
 from eventdriven_sync.handlers import check_count
 from eventdriven_sync.records import Delivery
-from eventdriven_sync.store import DeliveryQuery, DeliveryStore
+from eventdriven_sync.store import MAX_TEXT, DeliveryQuery, DeliveryStore
 
 if TYPE_CHECKING:
     from eventdriven_sync.bus import EventBus
@@ -75,6 +76,7 @@ class DeadLetters:
         Raises:
             NotFound: no delivery has this id.
         """
+        check_text(delivery_id, field="delivery id", most=MAX_TEXT)
         found = self._deliveries().get(delivery_id)
         if found is None:
             raise NotFound(

@@ -55,7 +55,7 @@ def check_id(value: object, *, field: str = "event_id") -> str:
             field=field,
             value=value,
         )
-    return text
+    return str.__str__(text)  # a member of `class Id(str, Enum)` formats as something else
 
 
 @attrs.frozen(kw_only=True)

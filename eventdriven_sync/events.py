@@ -65,7 +65,7 @@ def event(name: str, *, version: int = 1, key: str | None = None) -> Callable[[C
         ... class UserNameUpdated:
         ...     user_id: str
     """
-    check_event_name(name)
+    name = check_event_name(name)
     if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= MAX_VERSION:
         raise InvalidEventType(
             f"event {name}: version is {shorten(version)}; give a whole number from 1 to {MAX_VERSION:,}",
@@ -133,7 +133,7 @@ def check_event_name(name: object) -> str:
             f"event type {shorten(name)} has {len(tokens)} tokens, limit {MAX_TOKENS}",
             limit=MAX_TOKENS,
         )
-    return name
+    return str.__str__(name)  # a member of `class Name(str, Enum)` formats as something else
 
 
 def _check_class(cls: object, name: str) -> None:

@@ -156,6 +156,8 @@ def _check_function(function: Callable[..., Any], label: str, transactional: boo
     shape = "(event, session)" if transactional else "(event)"
     try:
         inspect.signature(function).bind(*range(wanted))
+    except ValueError:
+        return  # a builtin that does not tell its parameters
     except TypeError as error:
         raise InvalidHandler(
             f"handler {label} must be callable as {shape}"

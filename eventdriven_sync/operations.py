@@ -14,12 +14,13 @@ import attrs
 
 from eventdriven_sync import context
 from eventdriven_sync.chain import Chain, build_chain
+from eventdriven_sync.config import check_text
 from eventdriven_sync.envelope import Envelope, new_id, utcnow
 from eventdriven_sync.errors import InvalidOption, NotFound, OperationTimeout, StoreError, shorten
 from eventdriven_sync.executor import failure_of
 from eventdriven_sync.handlers import check_count
 from eventdriven_sync.records import Operation
-from eventdriven_sync.store import DeliveryQuery, EventQuery, OperationQuery
+from eventdriven_sync.store import MAX_TEXT, DeliveryQuery, EventQuery, OperationQuery
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,7 +46,16 @@ class OperationScope(ContextDecorator):
         self, bus: EventBus, *, name: str, kind: str, variables: Mapping[str, Any], user: str | None
     ) -> None:
         self._bus = bus
-        self._given = {"name": _text(name, "name"), "kind": _text(kind, "kind"), "user": user}
+        self._given = {
+            "name": _text(name, "name"),
+            "kind": _text(kind, "kind"),
+            "user": _text(user, "user") if user else None,
+        }
+        if not isinstance(variables, Mapping):
+            raise InvalidOption(
+                f'operation variables is {shorten(variables)}: give a dict such as {{"file": name}}',
+                field="variables",
+            )
         self._variables = dict(variables)
         self.id = new_id()
         self._operation: Operation | None = None
@@ -120,6 +130,7 @@ class Operations:
         Raises:
             NotFound: neither an operation nor such an event has this id.
         """
+        check_text(operation_id, field="operation id", most=MAX_TEXT)
         self._bus.open()
         found = self._bus.store.events.operation(operation_id)
         if found:
@@ -217,11 +228,7 @@ def _derived(first: Envelope) -> Operation:
 
 
 def _text(value: object, field: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 200:
-        raise InvalidOption(
-            f"operation {field} is {shorten(value)}: give text of 1 to 200 characters", field=field
-        )
-    return value
+    return check_text(value, field=field, most=200, of="operation ")
 
 
 __all__: Sequence[str] = ["Chain", "OperationScope", "Operations"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eventdriven_sync import context
 from eventdriven_sync.broker import Outgoing, StreamSpec
-from eventdriven_sync.config import check_number
+from eventdriven_sync.config import check_number, check_text
 from eventdriven_sync.envelope import Envelope, check_id, derived_id, new_id, utcnow
 from eventdriven_sync.errors import ChainTooDeep, InvalidOption, LeaseLost, shorten
 from eventdriven_sync.events import EventType, event_type_of
@@ -50,7 +51,7 @@ class Publisher:
             published_at=utcnow(),
             operation_id=context.current_operation_id() or chosen,
             parent_ids=tuple(parent.id for parent in running.parents[:MAX_PARENTS]) if running else (),
-            source=running.handler if running else source,
+            source=running.handler if running else source and check_text(source, field="source", most=200),
             key=_key_of(kind, data),
             depth=max(parent.depth for parent in running.parents) + 1 if running else 0,
         )
@@ -65,12 +66,12 @@ class Publisher:
         running, begun = context.handling.get(), context.transaction.get()
         if running and running.abandoned:
             raise LeaseLost(f"{running.handler} no longer owns this delivery: what it publishes is dropped")
+        seconds = self.seconds(timeout)
         messages = self._messages(envelopes)  # raises PayloadTooLarge before anything is stored
         if running and not immediate and not begun:
             running.emitted.extend(envelopes)
             return [False] * len(envelopes)
         self._warn_in_event_loop()
-        seconds = self._seconds(timeout)
         if begun and not immediate:
             duplicates = self._bus.store.events.append(envelopes, timeout=seconds, session=begun.session)
             begun.published.extend(envelopes)
@@ -86,7 +87,8 @@ class Publisher:
         """Send stored events to the broker without waiting; what it does not take the reconciler brings."""
         self._bus.broker.dispatch(self._messages(envelopes))
 
-    def _seconds(self, timeout: float | None) -> float:
+    def seconds(self, timeout: float | None) -> float:
+        """The time the store gets; InvalidOption if it is out of range."""
         if timeout is None:
             return self._bus.settings.publish_timeout
         return float(check_number(timeout, field="timeout", low=0.01, high=300))
@@ -149,8 +151,16 @@ class Publisher:
             "publish() was called inside a running asyncio loop and blocks it; call it in a thread "
             "(asyncio.to_thread(bus.publish, event))",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=_caller(),
         )
+
+
+def _caller() -> int:
+    """The stack level, seen from ``_warn_in_event_loop``, of the first frame outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("eventdriven_sync."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _key_of(kind: EventType, data: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 import attrs
 
+from eventdriven_sync.config import check_text
 from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.errors import InvalidOption, shorten
 from eventdriven_sync.records import (
     Delivery,
     HandlerRecord,
@@ -27,6 +29,21 @@ T = TypeVar("T")
 
 NEW = datetime.max.replace(tzinfo=UTC)
 """As a handler's ``starts_at``: from the moment of its registration, by the server's clock."""
+
+MAX_TEXT = 1000
+
+
+def _check(query: Any) -> None:
+    """InvalidOption unless text is text: a dict from a web form would be an expression to MongoDB."""
+    for field in attrs.fields(type(query)):
+        name, kind, value = field.name, str(field.type), getattr(query, field.name)
+        if value is None:
+            continue
+        if kind.startswith("datetime") and not (isinstance(value, datetime) and value.tzinfo):
+            raise InvalidOption(f"{name} is {shorten(value)}: give an aware datetime", field=name)
+        for part in value if kind.startswith("tuple") else [value] if kind.startswith("str") else ():
+            if part != "":
+                check_text(part, field=name, most=MAX_TEXT)
 
 
 @attrs.frozen(kw_only=True)
@@ -42,6 +59,9 @@ class EventQuery:
     after: str | None = None
     oldest_first: bool = False
     limit: int = 100
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
 
 
 @attrs.frozen(kw_only=True)
@@ -62,6 +82,9 @@ class DeliveryQuery:
     after: str | None = None
     limit: int = 100
 
+    def __attrs_post_init__(self) -> None:
+        _check(self)
+
 
 @attrs.frozen(kw_only=True)
 class OperationQuery:
@@ -75,6 +98,9 @@ class OperationQuery:
     until: datetime | None = None
     after: str | None = None
     limit: int = 100
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
 
 
 class EventStore(Protocol):
