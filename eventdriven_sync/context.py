@@ -24,16 +24,20 @@ class Handling:
         handler: ``Group.handler``.
         parents: the events being handled: one, or a whole batch.
         emitted: published and held back; stored with the outcome.
+        held_bytes: their size on the wire.
         published: how many events this attempt published, immediate ones included: the ordinal of the next.
         abandoned: the attempt timed out or lost its lease: it may publish no more.
+        ended: the handler returned or raised: what threads it left behind publish is refused.
         session: the transaction of a transactional handler.
     """
 
     handler: str
     parents: Sequence[Envelope]
     emitted: list[Envelope] = attrs.field(factory=list)
+    held_bytes: int = 0
     published: int = 0
     abandoned: bool = False
+    ended: bool = False
     session: Any = None
 
 

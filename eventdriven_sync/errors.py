@@ -219,5 +219,9 @@ class ChainTooDeep(HandlerError):
     """An event would be further from its operation than allowed: most likely a loop of events."""
 
 
+class TooManyEvents(HandlerError):
+    """An attempt publishes more events than can be stored with its outcome."""
+
+
 class OperationTimeout(HandlerError, TimeoutError):
     """``operation.wait`` ended before the chain was settled; the operation goes on."""

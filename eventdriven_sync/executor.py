@@ -28,6 +28,7 @@ from eventdriven_sync.errors import (
     LeaseLost,
     PublishOutcomeUnknown,
     StoreUnavailable,
+    TooManyEvents,
     UnknownVersion,
     WorkerLost,
 )
@@ -140,6 +141,7 @@ class Executor:
             return self.settlement(attempt, attempt.fault)
         handling = attempt.handling = _handling([attempt])
         error = self._call(attempt, handling)
+        handling.ended = True
         return self.settlement(attempt, error, emitted=handling.emitted)
 
     def run_batch(self, attempts: Sequence[Attempt], batch: Any) -> list[Settlement]:
@@ -149,6 +151,7 @@ class Executor:
             attempt.begin()
             attempt.handling = handling
         error = self._call_batch(attempts, batch, handling)
+        handling.ended = True
         return self._batch_settlements(attempts, batch, handling, error)
 
     def settlement(
@@ -192,7 +195,9 @@ class Executor:
         if isinstance(verdict, str):
             timed_out = isinstance(error, HandlerTimeout) and verdict == "attempts_exhausted"
             return Dead(reason="timeout" if timed_out else verdict, failure=failure)
-        return RetryAt(after=error.after if isinstance(error, Retry) else verdict, failure=failure)
+        # A subclass of Retry may have left out the delay.
+        asked = getattr(error, "after", verdict) if isinstance(error, Retry) else verdict
+        return RetryAt(after=asked, failure=failure)
 
     def _await_newer_code(self, attempt: Attempt, failure: Failure) -> Outcome:
         """A rolling deployment: another process may know this version, or this one after its restart."""
@@ -350,7 +355,7 @@ def _call_afresh(handling: context.Handling, session: Any, function: Any, argume
     if handling.abandoned:
         raise LeaseLost(f"{handling.handler} no longer owns this delivery: it does not run again")
     handling.emitted.clear()
-    handling.published, handling.session = 0, session
+    handling.held_bytes, handling.published, handling.session = 0, 0, session
     error = _guarded(handling, function, argument, session)
     if error is not None:
         raise error
@@ -367,7 +372,7 @@ def _fatal(error: BaseException, attempt: Attempt) -> DeadReason | None:
         return "rejected"
     if isinstance(error, WorkerLost):
         return "worker_lost"
-    if isinstance(error, ChainTooDeep):
+    if isinstance(error, ChainTooDeep | TooManyEvents):
         return "not_retryable"
     if error is not attempt.fault or isinstance(error, UnknownVersion) or not isinstance(error, CodecError):
         return None

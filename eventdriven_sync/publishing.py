@@ -12,7 +12,7 @@ from eventdriven_sync import context
 from eventdriven_sync.broker import Outgoing, StreamSpec
 from eventdriven_sync.config import check_number, check_text
 from eventdriven_sync.envelope import Envelope, check_id, derived_id, new_id, utcnow
-from eventdriven_sync.errors import ChainTooDeep, InvalidOption, LeaseLost, shorten
+from eventdriven_sync.errors import ChainTooDeep, InvalidOption, LeaseLost, TooManyEvents, shorten
 from eventdriven_sync.events import EventType, event_type_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_PARENTS = 50
 MAX_KEY = 1000
 CHUNK = 1000
+# Of one attempt: they are stored in one write with its outcome, which must end within the store's timeout.
+MAX_HELD = 10_000
+MAX_HELD_BYTES = 64 * 1024 * 1024
 
 
 class Publisher:
@@ -69,7 +72,7 @@ class Publisher:
         seconds = self.seconds(timeout)
         messages = self._messages(envelopes)  # raises PayloadTooLarge before anything is stored
         if running and not immediate and not begun:
-            running.emitted.extend(envelopes)
+            _hold(running, envelopes, sum(len(message.data) for message in messages))
             return [False] * len(envelopes)
         self._warn_in_event_loop()
         if begun and not immediate:
@@ -161,6 +164,25 @@ def _caller() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("eventdriven_sync."):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def _hold(running: context.Handling, envelopes: Sequence[Envelope], size: int) -> None:
+    """Keep them until the handler returns."""
+    if running.ended:
+        raise LeaseLost(
+            f"{running.handler} has ended, nothing would store this: publish before the handler returns, or "
+            "with immediate=True"
+        )
+    count, held_bytes = len(running.emitted) + len(envelopes), running.held_bytes + size
+    if count > MAX_HELD or held_bytes > MAX_HELD_BYTES:
+        raise TooManyEvents(
+            f"{running.handler} would publish {count:,} events ({held_bytes:,} bytes) in one attempt, "
+            f"limit {MAX_HELD:,} and {MAX_HELD_BYTES:,}: they are held until it returns; publish with "
+            "immediate=True",
+            limit=MAX_HELD,
+        )
+    running.emitted.extend(envelopes)
+    running.held_bytes = held_bytes
 
 
 def _key_of(kind: EventType, data: Mapping[str, Any]) -> str | None:

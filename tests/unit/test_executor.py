@@ -1,5 +1,6 @@
 """The executor: every way an attempt can end, and what its record says."""
 
+import contextvars
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import attrs
 import pytest
 from tenacity import retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
-from eventdriven_sync import Discard, Reject, Retry, RetryPolicy, current_envelope
+from eventdriven_sync import Discard, Reject, Retry, RetryPolicy, current_envelope, publishing
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.envelope import derived_id, utcnow
 from eventdriven_sync.errors import (
@@ -469,6 +470,44 @@ def test_an_abandoned_attempt_publishes_no_more(rig: Rig, immediate: bool) -> No
     assert rig.executor.run(attempts[0]).emitted == ()
     assert len(caught) == 1
     assert rig.bus.store.events.count(["RigUser.greeted"], since=None) == 0
+
+
+def test_what_a_thread_left_behind_publishes_after_the_handler_returned_is_refused(rig: Rig) -> None:
+    """It could no longer be stored with the outcome: a receipt would be a lie."""
+    left: list[contextvars.Context] = []
+    attempt = rig.arrived(rig.handler(lambda e: left.append(contextvars.copy_context()), name="leave"), ADA)
+    assert rig.run(attempt) == Done()
+    with pytest.raises(LeaseLost, match="has ended"):
+        left[0].run(rig.group.publish, Greeted(name="late"))
+
+
+@pytest.mark.parametrize("limit", ["MAX_HELD", "MAX_HELD_BYTES"])
+def test_what_one_attempt_may_hold_is_limited(rig: Rig, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stored in one write with the outcome, which must not take for ever."""
+    monkeypatch.setattr(publishing, limit, 2 if limit == "MAX_HELD" else 700)
+
+    def greet(event: Renamed) -> None:
+        for number in range(event.number):
+            rig.group.publish(Greeted(name=str(number)))
+
+    handler = rig.handler(greet)
+    assert rig.run(rig.arrived(handler, Renamed(name="Ada", number=2))) == Done()
+    ended = rig.run(rig.arrived(handler, Renamed(name="Ada", number=3)))
+    assert (type(ended), ended.reason, ended.failure.error_type) == (Dead, "not_retryable", "TooManyEvents")
+    assert "immediate=True" in ended.failure.message
+
+
+def test_a_signal_of_the_users_own_making_without_a_delay_is_retried(rig: Rig) -> None:
+    class Busy(Retry):
+        def __init__(self) -> None:
+            Exception.__init__(self, "busy")
+
+    def handle(event: Renamed) -> None:
+        raise Busy
+
+    ended = rig.run(rig.arrived(rig.handler(handle), ADA))
+    assert isinstance(ended, RetryAt)
+    assert ended.failure.error_type == "Busy"
 
 
 def test_the_context_of_one_attempt_does_not_reach_the_next(rig: Rig) -> None:
