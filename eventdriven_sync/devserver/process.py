@@ -169,6 +169,9 @@ class LocalServer:
     def pause(self) -> None:
         """Freeze the process (SIGSTOP): its connections stay open and nothing answers."""
         self._signal(signal.SIGSTOP)
+        if self.running and self.process is not None:
+            # Its threads stop one after the other; the kernel reports the process when the last one has.
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a paused process go on (SIGCONT)."""

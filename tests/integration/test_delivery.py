@@ -282,7 +282,8 @@ def test_a_foreign_cloud_event_is_handled_like_our_own(site: Site) -> None:
     order, envelope = eventually(lambda: seen, timeout=30)[0]
     assert order == OrderPlaced(number=5)
     assert (envelope.id, envelope.operation_id) == ("from-elsewhere-1", "from-elsewhere-1")
-    eventually(lambda: bus.dead_letters.get("Billing.bill:from-elsewhere-1").state == "succeeded")
+    delivery = "Billing.bill:from-elsewhere-1"
+    eventually(lambda: bus.store.deliveries.states([delivery]) == {delivery: "succeeded"})
 
 
 def test_an_event_newer_than_the_code_waits_for_a_newer_worker(site: Site) -> None:

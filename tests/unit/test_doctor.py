@@ -280,7 +280,7 @@ ILL: list[tuple[str, dict[str, Any], str, str]] = [
     ("dead letters", {"counts": {"dead": 1234}}, "warn", "1,234"),
     ("Python", {"python": (3, 10)}, "fail", "too old"),
     ("Python", {"python": (3, 14)}, "warn", "newer"),
-    ("libraries", {"versions": {"nats-py": "2.9.0"}}, "fail", "nats-py 2.9.0 (needs 2.15)"),
+    ("libraries", {"versions": {"nats-py": "2.9.0"}}, "fail", "nats-py 2.9.0 (needs 2.16)"),
     ("forking", {"threads": ("eventdriven-nats",), "preforkers": ("gunicorn",)}, "warn", "gunicorn"),
     ("forking", {"threads": ("pymongo_server_monitor",)}, "info", "before the diagnosis"),
 ]
