@@ -18,7 +18,7 @@ from eventdriven_sync.codec import Codec
 from eventdriven_sync.config import Settings
 from eventdriven_sync.dead_letters import DeadLetters
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import Closed, InvalidOption
+from eventdriven_sync.errors import Closed, InvalidOption, PublishOutcomeUnknown, StoreUnavailable
 from eventdriven_sync.events import EventType
 from eventdriven_sync.group import Group
 from eventdriven_sync.handlers import Handler
@@ -138,10 +138,11 @@ class EventBus:
             PublishOutcomeUnknown: sent and not answered; publishing again with the same id is safe.
             EventIdReused: the id exists with other content.
             ChainTooDeep: more events follow from each other than ``settings.max_chain_depth``.
-            LeaseLost: the handler publishing this lost its delivery to another worker.
+            LeaseLost: the handler publishing this lost its delivery to another worker, or has returned.
+            TooManyEvents: one attempt holds at most 10,000 events and 64 MiB until it returns.
         """
         envelope = self._publisher.envelope(
-            event, source=source, event_id=event_id, idempotency_key=idempotency_key
+            event, source=source, timeout=timeout, event_id=event_id, idempotency_key=idempotency_key
         )
         duplicates = self._publisher.accept([envelope], immediate=immediate, timeout=timeout)
         return self._receipts([envelope], duplicates)[0]
@@ -158,7 +159,8 @@ class EventBus:
         """Publish many events in few writes; one receipt each, in order.
 
         Outside transactions and handlers they are accepted in chunks of 1,000: if an error is raised, those
-        of earlier chunks are accepted. Give ``event_ids`` to publish the rest again safely.
+        of earlier chunks are accepted. Give ``event_ids`` to publish the rest again safely. ``timeout`` is
+        for each chunk.
 
         Raises:
             what ``publish`` raises; a wrong event among them stops the call before anything is stored.
@@ -170,7 +172,7 @@ class EventBus:
             )
         ids: Sequence[str | None] = event_ids or [None] * len(events)
         envelopes = [
-            self._publisher.envelope(event, source=source, event_id=event_id)
+            self._publisher.envelope(event, source=source, timeout=timeout, event_id=event_id)
             for event, event_id in zip(events, ids, strict=True)
         ]
         duplicates = (
@@ -192,7 +194,7 @@ class EventBus:
         if context.transaction.get() or _session():
             raise InvalidOption("a transaction is open already in this context: use its session")
         seconds = self._publisher.seconds(timeout)
-        self.open()
+        self.open(timeout=seconds)
         with self.store.transaction(timeout=seconds) as session:
             begun = context.Transaction(session=session)
             token = context.transaction.set(begun)
@@ -273,8 +275,11 @@ class EventBus:
         assert self._broker is not None
         return self._broker
 
-    def open(self) -> None:
+    def open(self, *, timeout: float | None = None) -> None:
         """Connect and register handlers that are not yet. Every use does this by itself.
+
+        Args:
+            timeout: seconds to connect, ``settings.publish_timeout`` by default.
 
         Raises:
             StoreUnavailable, ConfigurationError, Closed.
@@ -284,7 +289,7 @@ class EventBus:
         handlers = self.topology.size
         if self._registered == handlers and self._opened:
             return
-        self.store.open(timeout=self.settings.publish_timeout)
+        self.store.open(timeout=timeout or self.settings.publish_timeout)
         self.broker.declare_later(self.subscribe(list(self.handlers.values())))
         self._registered, self._opened = handlers, True
 
@@ -341,7 +346,14 @@ class EventBus:
     def _receipts(self, envelopes: Sequence[Envelope], duplicates: Sequence[bool]) -> list[Receipt]:
         """A duplicate belongs to the chain of its first time, which only the store knows."""
         again = [envelope.id for envelope, duplicate in zip(envelopes, duplicates, strict=True) if duplicate]
-        first = self.store.events.get(again) if again else {}
+        try:
+            first = self.store.events.get(again) if again else {}
+        except StoreUnavailable as error:
+            # Nobody may take "unavailable" to mean that nothing was stored.
+            raise PublishOutcomeUnknown(
+                f"the events are stored, but not known is which chain the repeated ones belong to: {error}",
+                event_ids=tuple(again),
+            ) from error
         return [
             Receipt(
                 id=envelope.id,

@@ -16,7 +16,7 @@ from eventdriven_sync import context
 from eventdriven_sync.chain import Chain, build_chain
 from eventdriven_sync.config import check_text
 from eventdriven_sync.envelope import Envelope, new_id, utcnow
-from eventdriven_sync.errors import InvalidOption, NotFound, OperationTimeout, StoreError, shorten
+from eventdriven_sync.errors import EventDrivenError, InvalidOption, NotFound, OperationTimeout, shorten
 from eventdriven_sync.executor import failure_of
 from eventdriven_sync.handlers import check_count
 from eventdriven_sync.records import Operation
@@ -91,7 +91,7 @@ class OperationScope(ContextDecorator):
         )
         try:
             self._save(self._operation)
-        except StoreError as unsaved:
+        except EventDrivenError as unsaved:
             if error is None:
                 raise
             # The error of the block is what its caller must see.

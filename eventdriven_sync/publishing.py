@@ -37,7 +37,13 @@ class Publisher:
         self._warned = False
 
     def envelope(
-        self, event: object, *, source: str, event_id: str | None = None, idempotency_key: str | None = None
+        self,
+        event: object,
+        *,
+        source: str,
+        timeout: float | None,
+        event_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Envelope:
         """The event with its metadata, checked; nothing is stored yet."""
         kind = self._kinds.get(type(event)) or self._kind(event)
@@ -45,7 +51,7 @@ class Publisher:
         running = context.handling.get()
         chosen = self._event_id(kind, event_id, idempotency_key, running)
         # Before the event gets its time: it must not be older than the registration of our own handlers.
-        self._bus.open()
+        self._bus.open(timeout=self.seconds(timeout))
         envelope = Envelope(
             id=chosen,
             name=kind.name,

@@ -20,6 +20,7 @@ from eventdriven_sync.errors import (
     InvalidEventId,
     InvalidEventType,
     InvalidOption,
+    PublishOutcomeUnknown,
     StoreUnavailable,
 )
 from eventdriven_sync.stores.memory import MemoryStore
@@ -299,3 +300,24 @@ def test_a_key_travels_as_its_encoded_value(bus: EventBus) -> None:
 
     receipt = bus.publish(Painted(colour=Colour.RED))
     assert bus.store.events.get([receipt.id])[receipt.id].key == "red"
+
+
+def test_the_first_publish_gives_up_in_its_own_time_also_while_it_connects(bus: EventBus) -> None:
+    asked: list[float] = []
+    bus.store.open = lambda *, timeout: asked.append(timeout)  # type: ignore[method-assign]
+    bus.publish(ADA, timeout=0.5)
+    assert asked == [0.5]
+
+
+def test_a_receipt_that_cannot_be_completed_does_not_say_that_nothing_was_stored(
+    bus: EventBus, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus.publish(ADA, event_id="first")
+
+    def away(ids: object) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(store.events, "get", away)
+    with pytest.raises(PublishOutcomeUnknown, match="stored"):
+        bus.publish_many([Greeted(name="Ada"), ADA], event_ids=["second", "first"])
+    assert stored(store) == 2

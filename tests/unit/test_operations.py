@@ -55,6 +55,15 @@ def test_the_error_of_the_block_is_seen_although_it_could_not_be_stored(bus: Eve
         bus.operation("rename")(fail)()
 
 
+def test_the_error_of_the_block_is_seen_although_the_bus_was_closed_in_it(bus: EventBus) -> None:
+    def fail() -> None:
+        bus.close()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        bus.operation("rename")(fail)()
+
+
 def test_a_success_that_could_not_be_stored_is_an_error(bus: EventBus) -> None:
     with pytest.raises(StoreUnavailable), bus.operation("rename"):
         bus.store.unavailable = True  # type: ignore[attr-defined]
