@@ -99,13 +99,17 @@ def redact(url: str) -> str:
 
     Rather too much is hidden than too little: a password need not be escaped as it should be.
     """
-    parts = [re.sub(r"://([^:/@]*:)?.*@", _hidden, part, flags=re.DOTALL) for part in _split(url)]
+    # Without "://" it is no URL, which is said with all but what may be a secret.
+    parts = [
+        re.sub(r"(?:://([^:/@]*:)?|^(?!.*://)).*@", _hidden, part, flags=re.DOTALL) for part in _split(url)
+    ]
     return re.sub(r"(?i)((?:password|properties)=)[^&,]*", r"\1***", ",".join(parts))
 
 
 def _hidden(userinfo: re.Match[str]) -> str:
     """A name before a colon is shown; alone it is a token."""
-    return f"://{userinfo[1] or ''}***@"
+    begin = "://" if "://" in userinfo[0] else ""
+    return f"{begin}{userinfo[1] or ''}***@"
 
 
 def _split(urls: str) -> list[str]:
