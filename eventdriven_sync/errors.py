@@ -88,10 +88,6 @@ class InvalidEventId(ConfigurationError):
     """An event id or idempotency key that cannot be used."""
 
 
-class InvalidHeader(ConfigurationError):
-    """A header name or value that cannot be sent."""
-
-
 class StreamConflict(ConfigurationError):
     """A stream exists with other settings than ours; it is never changed silently."""
 

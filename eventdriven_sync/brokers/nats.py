@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
@@ -30,6 +29,7 @@ from eventdriven_sync.brokers.dispatching import Dispatcher
 from eventdriven_sync.brokers.jetstream import ApiError
 from eventdriven_sync.brokers.pulling import Pull
 from eventdriven_sync.brokers.trouble import DENIED, REFUSED, Trouble
+from eventdriven_sync.config import redact
 from eventdriven_sync.errors import (
     BrokerPermissionDenied,
     BrokerUnavailable,
@@ -442,7 +442,7 @@ class NatsBroker(BlockingBroker):
     """
 
     def __init__(self, url: str, *, namespace: str, timeout: float = 5.0, name: str = "") -> None:
-        shown = re.sub(r"//[^/@]*@", "//", url)  # a token has no colon that would tell it apart
+        shown = redact(url)
         build = partial(
             Live, url, shown=shown, name=name or namespace, connect_limit=max(timeout, _CONNECT_WAIT)
         )

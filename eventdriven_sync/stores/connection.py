@@ -21,9 +21,10 @@ import pymongo
 from pymongo import MongoClient, monitoring
 from pymongo.errors import PyMongoError
 
+from eventdriven_sync.config import redact
 from eventdriven_sync.errors import Closed, ConfigurationError
 from eventdriven_sync.stores.collections import INDEXES, collection
-from eventdriven_sync.stores.mongo_errors import Unanswered, passing, redacted, text_of, translated
+from eventdriven_sync.stores.mongo_errors import Unanswered, passing, text_of, translated
 
 log = logging.getLogger(__name__)
 
@@ -369,7 +370,7 @@ def _client(
         secret = "@" in url
         said = "" if secret else f": {text_of(error)}"
         raise ConfigurationError(
-            f"mongo URL {redacted(url)} cannot be used ({type(error).__name__}){said}; a URL looks like "
+            f"mongo URL {redact(url)} cannot be used ({type(error).__name__}){said}; a URL looks like "
             "mongodb://host:27017/database?replicaSet=rs0, special characters of user and password %-escaped",
             field="mongo",
         ) from (None if secret else error)

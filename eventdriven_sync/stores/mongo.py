@@ -70,7 +70,6 @@ class MongoStore:
         self._link = Link(
             partial(Connection, url, database=database, timeout=timeout, max_pool_size=max_pool_size)
         )
-        self._timeout = timeout
         # Plain attributes: publishing and settling go through them all the time.
         self.events = MongoEvents(self._link)
         self.deliveries = MongoDeliveries(self._link)

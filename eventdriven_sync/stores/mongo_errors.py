@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from pymongo.errors import (
@@ -108,8 +107,3 @@ def text_of(error: BaseException | None) -> str:
     """The driver's words, shortened: it repeats the whole topology, and documents in some errors."""
     text = str(error).partition(", full error:")[0].partition(", Timeout:")[0]
     return f"{type(error).__name__}: {text[:200]}"
-
-
-def redacted(url: str) -> str:
-    """The URL without user and password, also when the password is not escaped as it should be."""
-    return re.sub(r"://.*@", "://***@", url, flags=re.DOTALL)

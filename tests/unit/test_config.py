@@ -6,8 +6,9 @@ from typing import Any
 import attrs
 import pytest
 
+from eventdriven_sync.brokers.nats import NatsBroker
 from eventdriven_sync.config import Settings, between, check_name, check_number, redact
-from eventdriven_sync.errors import ConfigurationError, InvalidGroupName, InvalidOption
+from eventdriven_sync.errors import BrokerUnavailable, ConfigurationError, InvalidGroupName, InvalidOption
 
 
 def test_the_defaults_are_valid_and_settings_cannot_be_changed() -> None:
@@ -227,3 +228,11 @@ def test_importing_the_package_reads_no_environment_and_loads_little() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_no_part_of_an_unescaped_password_stands_in_an_error_of_the_broker() -> None:
+    broker = NatsBroker("nats://u:se@cret@127.0.0.1:1", namespace="unit")
+    with pytest.raises(BrokerUnavailable) as caught:
+        broker.consumer_state("unit_User", "Blog__notify", timeout=0.1)
+    broker.close(timeout=1)
+    assert "cret" not in f"{caught.value} {caught.value.__dict__}"

@@ -19,7 +19,7 @@ from eventdriven_sync.errors import (
     StorePermissionDenied,
     StoreUnavailable,
 )
-from eventdriven_sync.stores.mongo_errors import Unanswered, passing, redacted, text_of, translated
+from eventdriven_sync.stores.mongo_errors import Unanswered, passing, text_of, translated
 
 LABELLED = OperationFailure("stepped down", 189, {"errorLabels": ["RetryableWriteError"]})
 NOT_REPLICATED = BulkWriteError({"writeErrors": [], "writeConcernErrors": [{"code": 91}]})
@@ -77,15 +77,3 @@ def test_no_document_gets_into_a_message() -> None:
     error = OperationFailure("validation failed", 121, {"errInfo": {"details": {"secret": "payload"}}})
     assert "payload" in str(error)
     assert text_of(error) == "OperationFailure: validation failed"
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("mongodb://host/blog", "mongodb://host/blog"),
-        ("mongodb://ada:p@ss/w@rd@host/blog", "mongodb://***@host/blog"),
-        ("mongodb+srv://ada:x@host", "mongodb+srv://***@host"),
-    ],
-)
-def test_a_url_is_shown_without_its_user(url: str, shown: str) -> None:
-    assert redacted(url) == shown
