@@ -136,7 +136,8 @@ class EventBus:
             InvalidEventType, InvalidEventId, PayloadInvalid, PayloadTooLarge, …: nothing was stored.
             StoreUnavailable: MongoDB cannot be reached; nothing was stored.
             PublishOutcomeUnknown: sent and not answered; publishing again with the same id is safe.
-            EventIdReused: the id exists with other content.
+            EventIdReused: the id exists with other content. Not for what a handler publishes: an attempt
+                may run again, and there the first content stays.
             ChainTooDeep: more events follow from each other than ``settings.max_chain_depth``.
             LeaseLost: the handler publishing this lost its delivery to another worker, or has returned.
             TooManyEvents: one attempt holds at most 10,000 events and 64 MiB until it returns.

@@ -29,8 +29,9 @@ TICKING = ("Worker._beat", "Reconciler._run", "RecoveryLane.renew", "DeadLetters
 
 BUDGET_PUBLISH_FILES = 5
 BUDGET_DEAD_FILES, BUDGET_DEAD_FUNCTIONS = 9, 35
-# Every function that runs, leaves included; a little above what is measured, since timing varies.
-TOUCHED_PUBLISH, TOUCHED_DEAD = 75, 190
+# Every function that runs, leaves included. Measured are 66 and 165 to 195: the broker may look after its
+# streams meanwhile.
+TOUCHED_PUBLISH, TOUCHED_DEAD = 75, 230
 
 
 @event("Hop.taken")
