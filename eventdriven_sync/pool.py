@@ -6,6 +6,7 @@ handler cannot starve the others. A thread takes a chunk: many events of a fast 
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -348,5 +349,13 @@ def _abandon(attempts: Sequence[Attempt]) -> None:
 
 
 def _stack_of(thread: threading.Thread) -> str:
-    frame = sys._current_frames().get(thread.ident or 0)
+    # The interpreter makes frame objects under a lock that starting a thread needs as well. A collection in
+    # there may let go of the GIL, and both wait for ever: https://github.com/python/cpython/issues/106883
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        frame = sys._current_frames().get(thread.ident or 0)
+    finally:
+        if collects:
+            gc.enable()
     return "".join(traceback.format_stack(frame)) if frame else ""

@@ -1,5 +1,6 @@
 """The worker's threads: fairness, chunks, limits, timeouts, batches, and stopping in good order."""
 
+import gc
 import threading
 import time
 from collections import deque
@@ -10,6 +11,7 @@ import attrs
 import pytest
 
 from eventdriven_sync import Reject, event
+from eventdriven_sync import pool as module
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import LeaseLost
 from eventdriven_sync.executor import Attempt
@@ -641,3 +643,15 @@ def test_nothing_is_lost_or_run_twice_when_many_threads_are_stopped_at_any_momen
         assert len(seen) == len(set(seen))
         assert len(unrun) + len(seen) == len(attempts)
         assert sorted([*rig.hand.finished, *rig.hand.released]) == list(range(1, 401))
+
+
+def test_taking_a_stack_leaves_the_collector_as_it_was(rig: Rig) -> None:
+    thread = threading.current_thread()
+    try:
+        assert "test_taking_a_stack" in module._stack_of(thread)
+        assert gc.isenabled()
+        gc.disable()
+        assert module._stack_of(thread)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
