@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from eventdriven_sync.batching import Batch
     from eventdriven_sync.bus import EventBus, Receipt
     from eventdriven_sync.config import Settings
-    from eventdriven_sync.context import current_envelope, current_operation_id
+    from eventdriven_sync.context import (
+        continue_chain,
+        current_chain,
+        current_envelope,
+        current_operation_id,
+    )
     from eventdriven_sync.envelope import Envelope
     from eventdriven_sync.errors import EventDrivenError
     from eventdriven_sync.events import event
@@ -34,6 +39,8 @@ _HOME = {
     "RetryPolicy": "retry",
     "Settings": "config",
     "Worker": "worker",
+    "continue_chain": "context",
+    "current_chain": "context",
     "current_envelope": "context",
     "current_operation_id": "context",
     "event": "events",
@@ -52,6 +59,8 @@ __all__ = [
     "Settings",
     "Worker",
     "__version__",
+    "continue_chain",
+    "current_chain",
     "current_envelope",
     "current_operation_id",
     "event",

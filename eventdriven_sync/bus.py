@@ -6,8 +6,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -63,6 +63,11 @@ class EventBus:
         broker: a ready broker instead of ``nats``.
         store: a ready store instead of ``mongo``.
 
+    Attributes:
+        settings: what was given, with the defaults.
+        handler_context: called around every handler for a context manager that is entered for its run, such
+            as ``app.app_context`` of a Flask application; to be set before a worker is built.
+
     Raises:
         ConfigurationError: a setting is outside its range.
 
@@ -89,6 +94,7 @@ class EventBus:
         )
         self.codec = Codec(max_payload_bytes=self.settings.max_payload_bytes)
         self.topology = Topology(self.settings)
+        self.handler_context: Callable[[], AbstractContextManager[object]] = nullcontext
         self._given = (broker, store)
         self._broker: Broker | None = None
         self._store: Store | None = None
@@ -212,6 +218,8 @@ class EventBus:
         kind: str = "script",
         variables: Mapping[str, Any] | None = None,
         user: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        idempotency_key: str = "",
     ) -> OperationScope:
         """An operation: ``with bus.operation("import-users") as operation:``, or as a decorator.
 
@@ -223,8 +231,20 @@ class EventBus:
             kind: ``http``, ``cli``, ``cron``, ``webhook``, ``script``, or a word of your own.
             variables: what it was called with: JSON-safe values.
             user: on whose behalf.
+            details: what else should be known of it: JSON-safe values.
+            idempotency_key: what names this one run, such as the day of a nightly job: begun again with the
+                same name and key, on another machine or after a crash, it is the same operation, and the
+                same events published inside are the same events. The block itself runs each time.
         """
-        return OperationScope(self, name=name, kind=kind, variables=variables or {}, user=user)
+        return OperationScope(
+            self,
+            name=name,
+            kind=kind,
+            variables=variables or {},
+            user=user,
+            details=details,
+            idempotency_key=idempotency_key,
+        )
 
     # --- registering --------------------------------------------------------------------------------
 
@@ -275,6 +295,18 @@ class EventBus:
             self._make_adapters()
         assert self._broker is not None
         return self._broker
+
+    @property
+    def mongo_client(self) -> Any:
+        """The ``MongoClient`` of the event store, of this process: ask for it each time you need it.
+
+        Sessions of ``transaction`` and of transactional handlers belong to it, so what they write must be
+        written with it: ``bus.mongo_client["shop"].orders.insert_one(order, session=session)``.
+
+        Raises:
+            ConfigurationError: the events are stored in memory.
+        """
+        return self.store.client
 
     def open(self, *, timeout: float | None = None) -> None:
         """Connect and register handlers that are not yet. Every use does this by itself.

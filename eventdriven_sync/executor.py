@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -53,6 +54,8 @@ from eventdriven_sync.store import Store
 # Asked for by the handler, or the store's fault: `on` of a policy is about the handler's own errors.
 _NOT_THE_HANDLERS = (Retry, StoreUnavailable, PublishOutcomeUnknown)
 MAX_RAW = 1024 * 1024
+
+Around = Callable[[], AbstractContextManager[object]]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -105,11 +108,19 @@ class Attempt:
 
 
 class Executor:
-    """Runs attempts. Thread-safe: it keeps nothing between calls."""
+    """Runs attempts. Thread-safe: it keeps nothing between calls.
 
-    def __init__(self, *, codec: Codec, store: Store, settings: Settings, worker: str) -> None:
+    Args:
+        worker: who runs them, for the records.
+        around: makes what each call of a handler is wrapped in; what it raises is the attempt's failure.
+    """
+
+    def __init__(
+        self, *, codec: Codec, store: Store, settings: Settings, worker: str, around: Around = nullcontext
+    ) -> None:
         self._codec, self._store = codec, store
         self._settings, self._worker = settings, worker
+        self._around = around
 
     def read(self, attempt: Attempt) -> None:
         """Find out which event this is; no code of the user runs. What is no event is the attempt's fault."""
@@ -263,13 +274,38 @@ class Executor:
             )
         return self._codec.decode(kind, event.data)
 
+    def _guarded(self, handling: context.Handling, function: Any, *arguments: Any) -> BaseException | None:
+        """Call user code in a context of its own, so that nothing it sets leaks into the next attempt."""
+
+        def call() -> None:
+            context.handling.set(handling)
+            context.origin.set(None)  # an operation begun in here is the handler's own
+            with self._around():
+                function(*arguments)
+
+        try:
+            contextvars.copy_context().run(call)
+        except BaseException as error:  # SystemExit of a handler must not end the worker's thread either
+            return error
+        return None
+
+    def _call_afresh(self, handling: context.Handling, session: Any, function: Any, argument: Any) -> None:
+        """One run inside a transaction. The driver may run it again on a conflict: it begins from nothing."""
+        if handling.abandoned:
+            raise LeaseLost(f"{handling.handler} no longer owns this delivery: it does not run again")
+        handling.emitted.clear()
+        handling.held_bytes, handling.published, handling.session = 0, 0, session
+        error = self._guarded(handling, function, argument, session)
+        if error is not None:
+            raise error
+
     def _call(self, attempt: Attempt, handling: context.Handling) -> BaseException | None:
         function = attempt.handler.function
         if not attempt.handler.transactional:
-            return _guarded(handling, function, attempt.payload)
+            return self._guarded(handling, function, attempt.payload)
 
         def body(session: Any) -> None:
-            _call_afresh(handling, session, function, attempt.payload)
+            self._call_afresh(handling, session, function, attempt.payload)
             settlement = self.settlement(attempt, None, emitted=handling.emitted)
             self._settle_in(session, settlement, handling)
 
@@ -294,11 +330,11 @@ class Executor:
     ) -> BaseException | None:
         handler = attempts[0].handler
         if not handler.transactional:
-            return _guarded(handling, handler.function, batch)
+            return self._guarded(handling, handler.function, batch)
 
         def body(session: Any) -> None:
             batch.failed.clear()
-            _call_afresh(handling, session, handler.function, batch)
+            self._call_afresh(handling, session, handler.function, batch)
             for settlement in self._batch_settlements(attempts, batch, handling, None):
                 if isinstance(settlement.outcome, Done):
                     self._settle_in(session, settlement, handling)
@@ -333,32 +369,6 @@ def failure_of(error: BaseException, attempt: Attempt | None = None, *, worker: 
         worker=worker,
         duration_ms=(time.monotonic() - attempt.started) * 1000 if attempt else 0.0,
     )
-
-
-def _guarded(handling: context.Handling, function: Any, *arguments: Any) -> BaseException | None:
-    """Call user code in a context of its own, so that nothing it sets leaks into the next attempt."""
-
-    def call() -> None:
-        context.handling.set(handling)
-        context.operation.set(None)  # an operation begun in here is the handler's own
-        function(*arguments)
-
-    try:
-        contextvars.copy_context().run(call)
-    except BaseException as error:  # SystemExit of a handler must not end the worker's thread either
-        return error
-    return None
-
-
-def _call_afresh(handling: context.Handling, session: Any, function: Any, argument: Any) -> None:
-    """One run inside a transaction. The driver may run it again on a conflict: it begins from nothing."""
-    if handling.abandoned:
-        raise LeaseLost(f"{handling.handler} no longer owns this delivery: it does not run again")
-    handling.emitted.clear()
-    handling.held_bytes, handling.published, handling.session = 0, 0, session
-    error = _guarded(handling, function, argument, session)
-    if error is not None:
-        raise error
 
 
 def _handling(attempts: Sequence[Attempt]) -> context.Handling:

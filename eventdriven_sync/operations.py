@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ContextDecorator
-from contextvars import Token
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,11 @@ import attrs
 from eventdriven_sync import context
 from eventdriven_sync.chain import Chain, build_chain
 from eventdriven_sync.config import check_text
-from eventdriven_sync.envelope import Envelope, new_id, utcnow
+from eventdriven_sync.envelope import Envelope, derived_id, new_id, utcnow
 from eventdriven_sync.errors import EventDrivenError, InvalidOption, NotFound, OperationTimeout, shorten
 from eventdriven_sync.executor import failure_of
 from eventdriven_sync.handlers import check_count
+from eventdriven_sync.outcome import Failure
 from eventdriven_sync.records import Operation
 from eventdriven_sync.store import MAX_TEXT, DeliveryQuery, EventQuery, OperationQuery
 
@@ -43,7 +43,15 @@ class OperationScope(ContextDecorator):
     """
 
     def __init__(
-        self, bus: EventBus, *, name: str, kind: str, variables: Mapping[str, Any], user: str | None
+        self,
+        bus: EventBus,
+        *,
+        name: str,
+        kind: str,
+        variables: Mapping[str, Any],
+        user: str | None,
+        details: Mapping[str, Any] | None = None,
+        idempotency_key: str = "",
     ) -> None:
         self._bus = bus
         self._given = {
@@ -51,51 +59,127 @@ class OperationScope(ContextDecorator):
             "kind": _text(kind, "kind"),
             "user": _text(user, "user") if user else None,
         }
-        if not isinstance(variables, Mapping):
-            raise InvalidOption(
-                f'operation variables is {shorten(variables)}: give a dict such as {{"file": name}}',
-                field="variables",
-            )
-        self._variables = dict(variables)
-        self.id = new_id()
+        self._key = context.check_key(idempotency_key)
+        self._variables = _mapping(variables, "variables")
+        self._details = _mapping(details or {}, "details")
+        self.id = self._repeatable_id() if self._key else new_id()
         self._operation: Operation | None = None
-        self._token: Token[Operation | None] | None = None
+        self._outer: context.Origin | None = None
+        self._own: context.Origin | None = None
+        self._stored = False
+
+    def _repeatable_id(self) -> str:
+        namespace = self._bus.settings.namespace
+        return derived_id("operation", namespace, str(self._given["name"]), self._key, at="")
 
     def _recreate_cm(self) -> OperationScope:
         """Contextlib asks for this when a decorated function is called: every call is an operation."""
-        return OperationScope(self._bus, variables=self._variables, **self._given)  # type: ignore[arg-type]
-
-    def __enter__(self) -> OperationScope:
-        self._operation = Operation(
-            id=self.id,
-            parent_id=context.current_operation_id(),
-            variables=self._bus.codec.plain(self._variables),
-            started_at=utcnow(),
+        return OperationScope(
+            self._bus,
+            variables=self._variables,
+            details=self._details,
+            idempotency_key=self._key,
             **self._given,  # type: ignore[arg-type]
         )
-        self._save(self._operation)
-        self._token = context.operation.set(self._operation)
+
+    def __enter__(self) -> OperationScope:
+        self.begin()
+        try:
+            self.store()
+        except BaseException:
+            self._leave()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._operation is not None
-        assert self._token is not None
-        context.operation.reset(self._token)
-        self._operation = attrs.evolve(
-            self._operation,
-            status="failed" if error else "succeeded",
-            error=failure_of(error) if error else None,
-            finished_at=utcnow(),
-        )
         try:
-            self._save(self._operation)
+            self.end(failure_of(error) if error else None)
         except EventDrivenError as unsaved:
             if error is None:
                 raise
             # The error of the block is what its caller must see.
             log.warning("Operation %s failed, which was not stored: %s", self.id, unsaved)
+
+    def begin(self) -> None:
+        """Begin without storing anything: the first event published inside does, or ``store``, or ``end``."""
+        self._operation = Operation(
+            id=self.id,
+            parent_id=context.current_operation_id(),
+            variables=self._bus.codec.plain(self._variables),
+            details=self._bus.codec.plain(self._details),
+            started_at=utcnow(),
+            **self._given,  # type: ignore[arg-type]
+        )
+        self._outer = context.origin.get()
+        self._own = context.Origin(
+            operation_id=self.id, idempotency_key=self._key, before_publishing=self._store_once
+        )
+        context.origin.set(self._own)
+
+    def store(self, *, timeout: float | None = None) -> None:
+        """Store its present state.
+
+        Args:
+            timeout: seconds, ``settings.publish_timeout`` by default.
+
+        Raises:
+            StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied, ConfigurationError.
+        """
+        assert self._operation is not None
+        seconds = timeout or self._bus.settings.publish_timeout
+        self._bus.open(timeout=seconds)
+        self._bus.store.events.save_operation(self._operation, timeout=seconds)
+        self._stored = True
+
+    def end(
+        self,
+        failure: Failure | None = None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        details: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """It has ended: with a failure, or well. What is published from now on no longer belongs to it.
+
+        Args:
+            variables: what replaces the variables it was begun with.
+            details: what is added to its details.
+            timeout: seconds for storing it, ``settings.publish_timeout`` by default.
+
+        Raises:
+            what ``store`` raises; it has ended all the same.
+        """
+        assert self._operation is not None
+        self._leave()
+        plain = self._bus.codec.plain
+        self._operation = attrs.evolve(
+            self._operation,
+            status="failed" if failure else "succeeded",
+            error=failure,
+            finished_at=utcnow(),
+            variables=self._operation.variables if variables is None else plain(dict(variables)),
+            details={**self._operation.details, **plain(dict(details or {}))},
+        )
+        self.store(timeout=timeout)
+
+    def forget(self) -> None:
+        """End it without a record, unless something was published in it."""
+        if self._stored:
+            self.end()
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        # Not by a token: a request may end in another context than it began in.
+        context.origin.set(self._outer)
+        if self._own is not None:
+            self._own.before_publishing = None
+
+    def _store_once(self) -> None:
+        if not self._stored:
+            self.store()
 
     def wait(self, timeout: float | None = None) -> Chain:
         """Wait until every delivery of the whole chain is settled, and return the chain.
@@ -107,15 +191,11 @@ class OperationScope(ContextDecorator):
             OperationTimeout: deliveries are still pending, running or retrying; they go on.
             InvalidOption: called inside the operation's own block, which it would wait for.
         """
-        if self._operation is not None and context.operation.get() is self._operation:
+        if self._own is not None and context.origin.get() is self._own:
             raise InvalidOption(
                 f"operation {self.id} is still running: call wait() after its `with` block", field="wait"
             )
         return self._bus.operations.wait(self.id, timeout=timeout)
-
-    def _save(self, operation: Operation) -> None:
-        self._bus.open()
-        self._bus.store.events.save_operation(operation, timeout=self._bus.settings.publish_timeout)
 
 
 class Operations:
@@ -225,6 +305,14 @@ def _derived(first: Envelope) -> Operation:
         started_at=first.published_at,
         finished_at=first.published_at,
     )
+
+
+def _mapping(value: object, field: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidOption(
+            f'operation {field} is {shorten(value)}: give a dict such as {{"file": name}}', field=field
+        )
+    return dict(value)
 
 
 def _text(value: object, field: str) -> str:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from eventdriven_sync import context
 from eventdriven_sync.broker import Outgoing, StreamSpec
 from eventdriven_sync.config import check_number, check_text
@@ -18,8 +20,6 @@ from eventdriven_sync.events import EventType, event_type_of
 if TYPE_CHECKING:
     from eventdriven_sync.bus import EventBus
 
-MAX_PARENTS = 50
-MAX_KEY = 1000
 CHUNK = 1000
 # Of one attempt: they are stored in one write with its outcome, which must end within the store's timeout.
 MAX_HELD = 10_000
@@ -48,10 +48,13 @@ class Publisher:
         """The event with its metadata, checked; nothing is stored yet."""
         kind = self._kinds.get(type(event)) or self._kind(event)
         data = self._bus.codec.encode(event)
-        running = context.handling.get()
-        chosen = self._event_id(kind, event_id, idempotency_key, running)
+        begun = context.origin.get()
+        chosen = self._event_id(kind, event_id, idempotency_key)
         # Before the event gets its time: it must not be older than the registration of our own handlers.
         self._bus.open(timeout=self.seconds(timeout))
+        if begun and begun.before_publishing:
+            begun.before_publishing()
+        parent_ids, handler, depth = context.ancestry()
         envelope = Envelope(
             id=chosen,
             name=kind.name,
@@ -59,12 +62,15 @@ class Publisher:
             data=data,
             published_at=utcnow(),
             operation_id=context.current_operation_id() or chosen,
-            parent_ids=tuple(parent.id for parent in running.parents[:MAX_PARENTS]) if running else (),
-            source=running.handler if running else source and check_text(source, field="source", most=200),
+            parent_ids=parent_ids,
+            source=handler or (source and check_text(source, field="source", most=200)),
             key=_key_of(kind, data),
-            depth=max(parent.depth for parent in running.parents) + 1 if running else 0,
+            depth=depth,
         )
         self._check_depth(envelope)
+        if begun and begun.idempotency_key and event_id is None and idempotency_key is None:
+            again = begun.event_id(self._bus.settings.namespace, envelope.content_hash())
+            return attrs.evolve(envelope, id=again)
         return envelope
 
     def accept(self, envelopes: list[Envelope], *, immediate: bool, timeout: float | None) -> list[bool]:
@@ -114,13 +120,8 @@ class Publisher:
             for envelope in envelopes
         ]
 
-    def _event_id(
-        self,
-        kind: EventType,
-        event_id: str | None,
-        idempotency_key: str | None,
-        running: context.Handling | None,
-    ) -> str:
+    def _event_id(self, kind: EventType, event_id: str | None, idempotency_key: str | None) -> str:
+        running = context.handling.get()
         if event_id is not None and idempotency_key is not None:
             raise InvalidOption("give event_id or idempotency_key, not both", field="idempotency_key")
         if event_id is not None:
@@ -198,10 +199,10 @@ def _key_of(kind: EventType, data: Mapping[str, Any]) -> str | None:
 
 
 def _key(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_KEY:
+    if not isinstance(value, str) or not 0 < len(value) <= context.MAX_KEY:
         raise InvalidOption(
-            f"idempotency_key is {shorten(value)}: give text of 1 to {MAX_KEY:,} characters",
+            f"idempotency_key is {shorten(value)}: give text of 1 to {context.MAX_KEY:,} characters",
             field="idempotency_key",
-            limit=MAX_KEY,
+            limit=context.MAX_KEY,
         )
     return value

@@ -23,6 +23,7 @@ class Operation:
         kind: ``http``, ``cli``, ``cron``, ``webhook``, ``script``, …; ``publish`` for an event that was
             published outside any operation (such an operation is derived from its first event).
         variables: what the command was called with, JSON-safe.
+        details: what its kind adds, JSON-safe: of ``http`` the method, path, client and status code.
         parent_id: the operation it was begun in, if any.
         status: how the command itself ended; the chain's deliveries have states of their own.
     """
@@ -31,12 +32,20 @@ class Operation:
     name: str
     kind: str
     variables: Mapping[str, Any] = attrs.field(factory=dict)
+    details: Mapping[str, Any] = attrs.field(factory=dict)
     user: str | None = None
     parent_id: str | None = None
     status: OperationStatus = "running"
     error: Failure | None = None
     started_at: datetime
     finished_at: datetime | None = None
+
+    @property
+    def duration_ms(self) -> float | None:
+        """Milliseconds from its beginning to its end; None while it runs."""
+        if self.finished_at is None:
+            return None
+        return (self.finished_at - self.started_at).total_seconds() * 1000
 
 
 @attrs.frozen(kw_only=True)

@@ -278,6 +278,10 @@ class Store(Protocol):
     def directory(self) -> Directory:
         """Handlers, workers, leases, statistics."""
 
+    @property
+    def client(self) -> Any:
+        """The driver's client in this process, to which sessions belong; ConfigurationError in memory."""
+
     def open(self, *, timeout: float) -> None:
         """Connect, create and verify the indexes. Safe to call again.
 

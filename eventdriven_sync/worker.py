@@ -182,7 +182,13 @@ class Worker:
             worker=self.id,
             dispatch=self._bus.dispatch,
         )
-        executor = Executor(codec=self._bus.codec, store=store, settings=settings, worker=self.id)
+        executor = Executor(
+            codec=self._bus.codec,
+            store=store,
+            settings=settings,
+            worker=self.id,
+            around=self._bus.handler_context,
+        )
         self._pool = Pool(
             threads=self._threads, executor=executor, settler=self._settler, on_surplus=self._on_surplus
         )

@@ -32,7 +32,7 @@ OPERATION_COLUMNS: tuple[Column[Operation], ...] = (
     Column(title="operation", text=lambda o: o.name, flexible=True),
     Column(title="kind", text=lambda o: o.kind),
     Column(title="status", text=lambda o: o.status, state=True),
-    Column(title="took", text=lambda o: duration(took(o)), right=True),
+    Column(title="took", text=lambda o: duration(o.duration_ms), right=True),
     Column(title="user", text=lambda o: o.user or "", flexible=True, extra=True),
     Column(title="id", text=lambda o: o.id),
 )
@@ -101,13 +101,14 @@ def show_operation(session: Session, *, operation_id: str) -> None:
             ("begun in", operation.parent_id),
             ("status", operation.status),
             ("started", moment_in_full(operation.started_at)),
-            ("took", duration(took(operation))),
+            ("took", duration(operation.duration_ms)),
             ("chain", f"eventdriven chain {operation.id}"),
         ]
     )
-    if operation.variables:
-        out.line()
-        out.payload(document(operation)["variables"])
+    for part in ("details", "variables"):
+        if found := document(operation)[part]:
+            out.line(f"\n{part}")
+            out.payload(found)
     if operation.error:
         out.line()
         out.line(clean_lines(operation.error.traceback or operation.error.message))
@@ -139,10 +140,3 @@ def chain(session: Session, *, chain_id: str, watch: bool) -> None:
 def _operation_of(bus: EventBus, chain_id: str) -> str:
     event = bus.store.events.get([chain_id]).get(chain_id)
     return event.operation_id if event else chain_id
-
-
-def took(operation: Operation) -> float | None:
-    """Milliseconds from its beginning to its end."""
-    if operation.finished_at is None:
-        return None
-    return (operation.finished_at - operation.started_at).total_seconds() * 1000

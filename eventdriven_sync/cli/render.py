@@ -254,14 +254,11 @@ def _remarks(chain: Chain) -> list[_Node]:
 
 def _operation_parts(operation: Operation) -> list[Part]:
     error = operation.error
-    took = None
-    if operation.finished_at:
-        took = (operation.finished_at - operation.started_at).total_seconds() * 1000
     return [
         (clean(operation.name), "bold"),
         (clean(operation.kind), ""),
         (operation.status, STYLES[operation.status]),
-        (duration(took), "dim"),
+        (duration(operation.duration_ms), "dim"),
         (first_line(f"{error.error_type}: {error.message}") if error else "", "red"),
         (operation.id, "dim"),
     ]

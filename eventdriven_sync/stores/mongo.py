@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pymongo
-from pymongo import ReadPreference, ReturnDocument
+from pymongo import MongoClient, ReadPreference, ReturnDocument
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
@@ -79,6 +79,11 @@ class MongoStore:
     def database(self) -> Database[dict[str, Any]]:
         """The database, by the client that sessions of ``transaction`` belong to."""
         return self._link.now.database
+
+    @property
+    def client(self) -> MongoClient[dict[str, Any]]:
+        """The client of this process; sessions of ``transaction`` belong to it."""
+        return self._link.now.client
 
     def open(self, *, timeout: float) -> None:
         """Connect, create and verify the indexes. Safe to call again: done once per process.

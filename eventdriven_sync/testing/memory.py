@@ -59,7 +59,9 @@ class MemoryRun:
         self._consuming: set[str] = set()
         self._leases = Leases()
         settings = bus.settings
-        self._executor = Executor(codec=bus.codec, store=self.store, settings=settings, worker="test")
+        self._executor = Executor(
+            codec=bus.codec, store=self.store, settings=settings, worker="test", around=bus.handler_context
+        )
         self._settler = Settler(
             store=self.store,
             leases=self._leases,

@@ -124,6 +124,7 @@ class Samples:
             name=f"import-{self.tag}",
             kind="script",
             variables={"file": "users.csv", "limits": [1, 2]},
+            details={"host": "one", "exit_code": 0},
             user=f"ada-{self.tag}",
             started_at=self.now,
         )

@@ -172,7 +172,8 @@ EVENT = {
     "trace",
 }  # fmt: skip
 OPERATION = {
-    "id", "name", "kind", "variables", "user", "parent_id", "status", "error", "started_at", "finished_at",
+    "id", "name", "kind", "variables", "details", "user", "parent_id", "status", "error",
+    "started_at", "finished_at",
 }  # fmt: skip
 SUMMARY = {
     "id", "handler", "event_id", "event_name", "operation_id", "state", "attempts", "failed", "generation",

@@ -197,3 +197,89 @@ def test_what_a_handler_publishes_in_an_operation_of_its_own_belongs_to_that(bus
         assert [e.event.name for e in bus.operations.chain(receipt.operation_id).walk()] == [
             "RigUser.renamed"
         ]
+
+
+def test_a_run_with_the_same_key_is_the_same_operation_with_the_same_events(bus: EventBus) -> None:
+    for host in ("one", "two"):
+        with bus.operation(
+            "nightly", kind="cron", details={"host": host}, idempotency_key="2026-11-26"
+        ) as operation:
+            receipts = [bus.publish(Renamed(name=name)) for name in ("Ada", "Ada", "Mary")]
+        assert [receipt.duplicate for receipt in receipts] == [host == "two"] * 3
+        assert len({receipt.id for receipt in receipts}) == 3
+    assert [each.id for each in bus.operations.find(name="nightly")] == [operation.id]
+    assert len(list(bus.operations.chain(operation.id).walk())) == 3
+    with bus.operation("nightly", kind="cron", idempotency_key="2026-11-27") as other:
+        assert not bus.publish(ADA).duplicate
+    assert other.id != operation.id
+
+
+def test_a_second_run_that_takes_another_way_loses_no_event(bus: EventBus) -> None:
+    def run(*names: str) -> list[bool]:
+        with bus.operation("import", idempotency_key="file-7"):
+            return [bus.publish(Renamed(name=name)).duplicate for name in names]
+
+    assert run("Ada", "Mary") == [False, False]
+    assert run("Grace", "Mary", "Ada") == [False, True, True]
+
+
+def test_a_key_of_the_event_itself_wins_over_that_of_the_operation(bus: EventBus) -> None:
+    ids = []
+    for key in ("a", "b"):
+        with bus.operation("import", idempotency_key=key):
+            ids.append((bus.publish(ADA, idempotency_key="x").id, bus.publish(ADA, event_id=f"own-{key}").id))
+    assert ids[0][0] == ids[1][0]
+    assert [own for _, own in ids] == ["own-a", "own-b"]
+
+
+def test_an_operation_that_is_only_begun_is_stored_by_its_first_event(bus: EventBus) -> None:
+    operation = bus.operation("rename", kind="http", details={"method": "POST"})
+    operation.begin()
+    assert bus.operations.find() == []
+    bus.publish(ADA)
+    assert [each.status for each in bus.operations.find()] == ["running"]
+    operation.end(variables={"name": "Ada"}, details={"status_code": 200})
+    [found] = bus.operations.find()
+    assert (found.id, found.status, found.variables) == (operation.id, "succeeded", {"name": "Ada"})
+    assert found.details == {"method": "POST", "status_code": 200}
+    assert current_operation_id() is None
+
+
+def test_a_forgotten_operation_leaves_no_record_unless_it_published(bus: EventBus) -> None:
+    for publishes in (False, True):
+        operation = bus.operation("replayed")
+        operation.begin()
+        if publishes:
+            bus.publish(ADA)
+        operation.forget()
+        assert current_operation_id() is None
+        assert [each.status for each in bus.operations.find()] == ["succeeded"] * publishes
+
+
+def test_an_operation_that_could_not_be_stored_is_left_as_well(bus: EventBus) -> None:
+    bus.store.unavailable = True  # type: ignore[attr-defined]
+    with pytest.raises(StoreUnavailable), bus.operation("rename"):
+        pass
+    assert current_operation_id() is None
+    operation = bus.operation("rename")
+    operation.begin()
+    with pytest.raises(StoreUnavailable):
+        operation.end()
+    assert current_operation_id() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"variables": ["a"]}, "variables"),
+        ({"details": "text"}, "details"),
+        ({"idempotency_key": 7}, "idempotency_key"),
+        ({"idempotency_key": "x" * 1001}, "idempotency_key"),
+    ],
+)
+def test_what_cannot_be_stored_with_an_operation_is_refused(
+    bus: EventBus, options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        bus.operation("rename", **options)
+    assert caught.value.field == field

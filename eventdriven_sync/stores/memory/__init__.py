@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from eventdriven_sync.envelope import utcnow
-from eventdriven_sync.errors import StoreUnavailable
+from eventdriven_sync.errors import ConfigurationError, StoreUnavailable
 from eventdriven_sync.stores.memory.deliveries import MemoryDeliveries
 from eventdriven_sync.stores.memory.directory import MemoryDirectory
 from eventdriven_sync.stores.memory.events import MemoryEvents
@@ -41,6 +41,15 @@ class MemoryStore:
     @unavailable.setter
     def unavailable(self, value: bool) -> None:
         self._state.unavailable = value
+
+    @property
+    def client(self) -> Any:
+        """There is none; ConfigurationError says so."""
+        raise ConfigurationError(
+            "the events are stored in memory, without a MongoClient: give the code that asks for it one of "
+            "its own here",
+            field="mongo_client",
+        )
 
     def open(self, *, timeout: float) -> None:
         """Nothing to connect.
