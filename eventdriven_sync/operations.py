@@ -127,40 +127,48 @@ class OperationScope(ContextDecorator):
         Raises:
             StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied, ConfigurationError.
         """
-        assert self._operation is not None
         seconds = timeout or self._bus.settings.publish_timeout
         self._bus.open(timeout=seconds)
-        self._bus.store.events.save_operation(self._operation, timeout=seconds)
+        self._bus.store.events.save_operation(self._begun(), timeout=seconds)
         self._stored = True
 
-    def end(
+    def describe(
         self,
-        failure: Failure | None = None,
         *,
         variables: Mapping[str, Any] | None = None,
         details: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        user: str | None = None,
     ) -> None:
+        """Say more about it while it runs; stored with its next state.
+
+        Args:
+            variables: they replace those it was begun with.
+            details: they are added to those that are known.
+            user: on whose behalf.
+        """
+        running, plain = self._begun(), self._bus.codec.plain
+        self._operation = attrs.evolve(
+            running,
+            variables=running.variables if variables is None else plain(_mapping(variables, "variables")),
+            details={**running.details, **plain(_mapping(details or {}, "details"))},
+            user=_text(user, "user") if user else running.user,
+        )
+
+    def end(self, failure: Failure | None = None, *, timeout: float | None = None) -> None:
         """It has ended: with a failure, or well. What is published from now on no longer belongs to it.
 
         Args:
-            variables: what replaces the variables it was begun with.
-            details: what is added to its details.
             timeout: seconds for storing it, ``settings.publish_timeout`` by default.
 
         Raises:
             what ``store`` raises; it has ended all the same.
         """
-        assert self._operation is not None
         self._leave()
-        plain = self._bus.codec.plain
         self._operation = attrs.evolve(
-            self._operation,
+            self._begun(),
             status="failed" if failure else "succeeded",
             error=failure,
             finished_at=utcnow(),
-            variables=self._operation.variables if variables is None else plain(dict(variables)),
-            details={**self._operation.details, **plain(dict(details or {}))},
         )
         self.store(timeout=timeout)
 
@@ -170,6 +178,11 @@ class OperationScope(ContextDecorator):
             self.end()
         else:
             self._leave()
+
+    def _begun(self) -> Operation:
+        if self._operation is None:
+            raise InvalidOption(f"operation {self.id} has not begun: call begin() first", field="operation")
+        return self._operation
 
     def _leave(self) -> None:
         # Not by a token: a request may end in another context than it began in.
