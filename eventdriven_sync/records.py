@@ -1,4 +1,4 @@
-"""What the event store holds: operations, deliveries, handlers and workers, as immutable values."""
+"""What the event store holds: operations, deliveries, handlers, workers and replies, as immutable values."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.outcome import FINAL_STATES, DeliveryState, Failure, Outcome
 
 OperationStatus = Literal["running", "succeeded", "failed"]
+IdempotencyState = Literal["mine", "running", "answered"]
 
 
 @attrs.frozen(kw_only=True)
@@ -190,3 +191,37 @@ class WorkerRecord:
     running: tuple[str, ...]
     started_at: datetime
     seen_at: datetime
+
+
+@attrs.frozen(kw_only=True)
+class Reply:
+    """The answer to an idempotent request, kept to be given again.
+
+    Attributes:
+        headers: in order; a name may come more than once.
+        operation_id: the operation that the request was.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    operation_id: str | None
+
+
+@attrs.frozen(kw_only=True)
+class IdempotencyRecord:
+    """What is known of an idempotency key at the moment it is asked for.
+
+    Attributes:
+        key: as the caller gave it.
+        fingerprint: of the first request with this key; one with another fingerprint is another request.
+        state: ``mine``: this call has claimed the key and must finish or abandon it with ``token``;
+            ``running``: somebody else has; ``answered``: ``reply`` is what the first request got.
+        token: who has claimed or answered it.
+    """
+
+    key: str
+    fingerprint: str
+    state: IdempotencyState
+    token: str
+    reply: Reply | None = None

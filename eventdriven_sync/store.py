@@ -16,11 +16,13 @@ import attrs
 
 from eventdriven_sync.config import check_text
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import InvalidOption, shorten
+from eventdriven_sync.errors import InvalidOption, PayloadNotSerializable, PayloadTooLarge, shorten
 from eventdriven_sync.records import (
     Delivery,
     HandlerRecord,
+    IdempotencyRecord,
     Operation,
+    Reply,
     Settlement,
     WorkerRecord,
 )
@@ -31,6 +33,8 @@ NEW = datetime.max.replace(tzinfo=UTC)
 """As a handler's ``starts_at``: from the moment of its registration, by the server's clock."""
 
 MAX_TEXT = 1000
+MAX_REPLY = 8 * 1024 * 1024
+"""Bytes of headers and body; a document of MongoDB holds twice as much."""
 
 
 def _check(query: Any) -> None:
@@ -44,6 +48,26 @@ def _check(query: Any) -> None:
         for part in value if kind.startswith("tuple") else [value] if kind.startswith("str") else ():
             if part != "":
                 check_text(part, field=name, most=MAX_TEXT)
+
+
+def check_reply(reply: Reply) -> None:
+    """PayloadTooLarge or PayloadNotSerializable unless the store can keep it."""
+    size = len(reply.body)
+    for name, value in reply.headers:
+        try:
+            size += len(name.encode()) + len(value.encode())
+        except UnicodeEncodeError as error:
+            raise PayloadNotSerializable(
+                f"header {shorten(name)} of the reply is {shorten(value)}: give text that UTF-8 can carry",
+                field=name,
+            ) from error
+    if size > MAX_REPLY:
+        raise PayloadTooLarge(
+            f"the reply has {size:,} bytes of headers and body, limit {MAX_REPLY:,}: store the content "
+            "elsewhere and answer with its address, or do not keep this reply",
+            size=size,
+            limit=MAX_REPLY,
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -263,8 +287,51 @@ class Directory(Protocol):
         """Per-minute documents since then."""
 
 
+class IdempotencyStore(Protocol):
+    """Requests that are run once per key: who runs one, and what it was answered. By the server's clock.
+
+    A record lives ``keep`` seconds and is absent afterwards; until then no request with another fingerprint
+    runs under its key, whatever became of the first one, unless that was abandoned.
+    """
+
+    def begin(
+        self, key: str, *, fingerprint: str, token: str, lease: float, keep: float
+    ) -> IdempotencyRecord:
+        """Claim the key for a request, or say what is there.
+
+        Args:
+            key: 1 to 200 characters, and as unforgeable as it should be: the caller checks it.
+            fingerprint: of the request. The answer has that of the first request with this key: compare them
+                before anything else, a different one is a different request, whatever the state.
+            token: identifies this attempt and no other. Calling it again with the same token is safe and
+                prolongs the lease.
+            lease: seconds for which the claim is held without a word. Then a request with the same
+                fingerprint may take it over, since the process that had it is taken for dead. One with
+                another fingerprint never does: it is told ``running`` until the record is absent.
+            keep: seconds from now until the record is absent; at least ``lease``.
+        """
+
+    def finish(self, key: str, *, token: str, reply: Reply, keep: float) -> bool:
+        """Keep the reply for ``keep`` seconds from now.
+
+        False if ``token`` does not own the record any more: it was taken over, abandoned, or is absent. A
+        lease that is over and was not taken over does not matter. Once answered, the first reply stays:
+        finishing again with the same token is True and changes nothing.
+
+        Raises:
+            PayloadTooLarge: headers and body have more than 8 MiB; the record is still running.
+            PayloadNotSerializable: a header is no text that UTF-8 can carry.
+        """
+
+    def abandon(self, key: str, *, token: str) -> None:
+        """Forget the running record that ``token`` owns, so that the next request with this key runs.
+
+        Nothing happens if it was answered, taken over or is absent.
+        """
+
+
 class Store(Protocol):
-    """The event store: three views on one database, and its transactions."""
+    """The event store: four views on one database, and its transactions."""
 
     @property
     def events(self) -> EventStore:
@@ -277,6 +344,10 @@ class Store(Protocol):
     @property
     def directory(self) -> Directory:
         """Handlers, workers, leases, statistics."""
+
+    @property
+    def idempotency(self) -> IdempotencyStore:
+        """Requests that are run once per key."""
 
     @property
     def client(self) -> Any:

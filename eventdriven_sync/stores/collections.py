@@ -30,6 +30,7 @@ HANDLERS = "handlers"
 WORKERS = "workers"
 LEASES = "leases"
 STATS = "stats"
+IDEMPOTENCY = "idempotency"
 
 # What the connection string says about these is ignored: an accepted event must survive the loss of the
 # primary, and what decides (states, claims) must not be rolled back after it was read.
@@ -112,6 +113,10 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
     STATS: (
         # Statistics of a time span; bounded by their age.
         Index(name="minute", keys=(("minute", ASCENDING),), expire_after=STATS_KEPT),
+    ),
+    IDEMPOTENCY: (
+        # Removes what is absent already; nothing is found by it.
+        Index(name="expires", keys=(("expires_at", ASCENDING),), expire_after=0),
     ),
 }
 

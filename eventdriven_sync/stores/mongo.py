@@ -27,6 +27,7 @@ from eventdriven_sync.stores.mongo_deliveries import MongoDeliveries
 from eventdriven_sync.stores.mongo_directory import MongoDirectory
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, error_code, translated
 from eventdriven_sync.stores.mongo_events import MongoEvents
+from eventdriven_sync.stores.mongo_idempotency import MongoIdempotency
 from eventdriven_sync.stores.mongo_info import gather
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class MongoStore:
         self.events = MongoEvents(self._link)
         self.deliveries = MongoDeliveries(self._link)
         self.directory = MongoDirectory(self._link)
+        self.idempotency = MongoIdempotency(self._link)
 
     @property
     def database(self) -> Database[dict[str, Any]]:

@@ -13,6 +13,7 @@ from eventdriven_sync.errors import ConfigurationError, StoreUnavailable
 from eventdriven_sync.stores.memory.deliveries import MemoryDeliveries
 from eventdriven_sync.stores.memory.directory import MemoryDirectory
 from eventdriven_sync.stores.memory.events import MemoryEvents
+from eventdriven_sync.stores.memory.idempotency import MemoryIdempotency
 from eventdriven_sync.stores.memory.state import MemorySession, State
 
 __all__ = ["MemorySession", "MemoryStore"]
@@ -32,6 +33,7 @@ class MemoryStore:
         self.events = MemoryEvents(self._state)
         self.deliveries = MemoryDeliveries(self._state)
         self.directory = MemoryDirectory(self._state)
+        self.idempotency = MemoryIdempotency(self._state)
 
     @property
     def unavailable(self) -> bool:

@@ -12,7 +12,7 @@ import attrs
 
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import StoreError, StoreUnavailable
-from eventdriven_sync.records import Delivery, HandlerRecord, Operation, WorkerRecord
+from eventdriven_sync.records import Delivery, HandlerRecord, Operation, Reply, WorkerRecord
 
 V = TypeVar("V")
 
@@ -23,6 +23,17 @@ class Lease:
 
     holder: str
     until: datetime
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """Who runs the request of an idempotency key, or what it was answered."""
+
+    fingerprint: str
+    token: str
+    lease_until: datetime
+    expires_at: datetime
+    reply: Reply | None = None
 
 
 @attrs.define(kw_only=True)
@@ -36,6 +47,7 @@ class Tables:
     workers: dict[str, WorkerRecord] = attrs.field(factory=dict)
     leases: dict[str, Lease] = attrs.field(factory=dict)
     stats: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    idempotency: dict[str, Claim] = attrs.field(factory=dict)
 
 
 class State:
