@@ -29,8 +29,8 @@ LAYERS = {
     ADAPTERS: "brokers stores",
     EXECUTION: "executor batching handlers middleware settling recovery reconciler pool lanes stats",
     MODEL: (
-        "_version broker codec config context envelope errors events outcome payload records retry shapes "
-        "store telemetry upcasting"
+        "_version broker codec config context envelope errors events outcome payload records redaction "
+        "retry sensitive shapes store telemetry upcasting"
     ),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
