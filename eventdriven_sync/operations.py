@@ -107,8 +107,8 @@ class OperationScope(ContextDecorator):
         self._operation = Operation(
             id=self.id,
             parent_id=context.current_operation_id(),
-            variables=self._bus.codec.plain(self._variables),
-            details=self._bus.codec.plain(self._details),
+            variables=self._plain(self._variables),
+            details=self._plain(self._details),
             started_at=utcnow(),
             **self._given,  # type: ignore[arg-type]
         )
@@ -146,11 +146,12 @@ class OperationScope(ContextDecorator):
             details: they are added to those that are known.
             user: on whose behalf.
         """
-        running, plain = self._begun(), self._bus.codec.plain
+        running = self._begun()
+        kept = running.variables if variables is None else self._plain(_mapping(variables, "variables"))
         self._operation = attrs.evolve(
             running,
-            variables=running.variables if variables is None else plain(_mapping(variables, "variables")),
-            details={**running.details, **plain(_mapping(details or {}, "details"))},
+            variables=kept,
+            details={**running.details, **self._plain(_mapping(details or {}, "details"))},
             user=_text(user, "user") if user else running.user,
         )
 
@@ -179,6 +180,10 @@ class OperationScope(ContextDecorator):
         else:
             self._leave()
 
+    def _plain(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values of the caller, JSON-safe."""
+        return self._bus.codec.plain(values) if values else {}
+
     def _begun(self) -> Operation:
         if self._operation is None:
             raise InvalidOption(f"operation {self.id} has not begun: call begin() first", field="operation")
@@ -187,8 +192,6 @@ class OperationScope(ContextDecorator):
     def _leave(self) -> None:
         # Not by a token: a request may end in another context than it began in.
         context.origin.set(self._outer)
-        if self._own is not None:
-            self._own.before_publishing = None
 
     def _store_once(self) -> None:
         if not self._stored:

@@ -44,7 +44,7 @@ FOREIGN = {
     "bson": r"stores/.*|codec\.py|shapes\.py",
     "flask": r"flask/.*|dashboard/.*",
     "jinja2": r"dashboard/.*",
-    "click": r"cli/.*|demo\.py|__main__\.py",
+    "click": r"cli/.*|flask/commands\.py|demo\.py|__main__\.py",
     "rich": r"cli/.*|demo\.py",
     "celery": r"celery\.py",
 }

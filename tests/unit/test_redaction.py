@@ -517,7 +517,8 @@ def test_a_document_must_be_a_mapping(value: Any) -> None:
 PIECES = st.sampled_from(
     [
         *"abcZ09 .:=/-_@'\"\\{}[](),;&?\n\0…é", "\ud800", JWT, PEM, "eyJ", "://", "Bearer ", "basic ",
-        "token", "pin", "password=", '"secret": "', "4111111111111111", "***", "Cookie: ", "sk_live_", "x" * 40,
+        "token", "pin", "password=", '"secret": "', "4111111111111111", "***", "Cookie: ", "sk_live_",
+        "x" * 40,
     ]
 )
 # fmt: on
