@@ -109,7 +109,9 @@ def _buses_of(module: ModuleType) -> str:
 
 def _article(value: object) -> str:
     name = value.__name__ if isinstance(value, type) else type(value).__name__
-    return f"the class {name}" if isinstance(value, type) else f"a {name}"
+    if isinstance(value, type):
+        return f"the class {name}"
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _modules_here() -> list[str]:

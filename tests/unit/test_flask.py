@@ -1,17 +1,26 @@
 """The Flask extension: one operation per request that changes state, without any server."""
 
 import io
+import sys
+import threading
+import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import flask
 import pytest
+from click.testing import CliRunner
+from flask.cli import FlaskGroup, ScriptInfo
 
-from eventdriven_sync import EventBus, Settings, current_operation_id
-from eventdriven_sync.errors import ConfigurationError, DuplicateHandler, InvalidOption
+from eventdriven_sync import EventBus, Settings, Worker, current_operation_id
+from eventdriven_sync.cli.loading import load_bus
+from eventdriven_sync.errors import ConfigurationError, DuplicateHandler, InvalidOption, StoreUnavailable
 from eventdriven_sync.flask import EventDriven
+from eventdriven_sync.flask.commands import events_command
 from eventdriven_sync.records import Operation
 from eventdriven_sync.testing import memory
+from tests.polling import eventually
 from tests.unit.rig import Greeted, Renamed
 
 ADA = Renamed(name="Ada")
@@ -679,3 +688,116 @@ def test_the_commands_report_errors_in_a_line(site: Site) -> None:
     result = site.app.test_cli_runner().invoke(args=["events", "chain", "nothing"])
     assert (result.exit_code, "no operation has the id 'nothing'" in result.output) == (2, True)
     assert "MODULE:BUS" not in site.app.test_cli_runner().invoke(args=["events", "publish", "--help"]).output
+
+
+APPLICATION = """
+import flask
+from eventdriven_sync.flask import EventDriven
+from tests.unit.rig import Renamed
+
+events = EventDriven()
+events.group("Blog").handler(Renamed, name="greet")(lambda event: None)
+
+def create_app():
+    app = flask.Flask("blog")
+    app.config["TESTING"] = True
+    events.init_app(app)
+    return app
+
+def broken():
+    raise RuntimeError("no secret key")
+
+def bare():
+    return flask.Flask("bare")
+
+def with_arguments(name):
+    return name
+
+app = create_app()
+"""
+
+
+@pytest.fixture
+def application_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"application_{uuid.uuid4().hex}"
+    (tmp_path / f"{name}.py").write_text(APPLICATION)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+@pytest.mark.parametrize("target", ["app", "create_app", "create_app()"])
+def test_the_command_line_takes_an_application_or_its_factory(application_module: str, target: str) -> None:
+    bus = load_bus(f"{application_module}:{target}")
+    assert list(bus.handlers) == ["Blog.greet"]
+    with memory(bus) as run:
+        bus.publish(ADA)
+        assert run.drain() == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("broken", "calling .* failed with RuntimeError: no secret key"),
+        ("bare", "is a Flask, not an EventBus"),
+        ("with_arguments", "calling .* failed with TypeError"),
+        ("events", "is an EventDriven, not an EventBus"),
+    ],
+)
+def test_what_is_no_application_is_refused(application_module: str, target: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        load_bus(f"{application_module}:{target}")
+
+
+def test_several_worker_processes_are_started_by_the_same_program(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.events.group("Blog").handler(Renamed, name="greet")(lambda event: None)
+    seen: dict[str, Any] = {}
+
+    def run_processes(argv: list[str], **options: Any) -> int:
+        seen.update(argv=argv, **options)
+        return 7
+
+    monkeypatch.setattr("eventdriven_sync.processes.run_processes", run_processes)
+    info = ScriptInfo(app_import_path="blog:create_app", create_app=lambda: site.app)
+    cli = FlaskGroup(add_default_commands=False)
+    cli.add_command(events_command())
+    result = CliRunner().invoke(cli, ["events", "worker", "--processes", "2"], obj=info)
+    assert result.exit_code == 7, result.output
+    assert seen["argv"][0] == "worker"
+    assert list(seen["command"]) == [sys.executable, "-m", "flask", "--app", "blog:create_app", "events"]
+
+
+def test_an_embedded_worker_waits_for_its_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, tries = Site(TESTING=False, EVENTDRIVEN_EMBEDDED=True, EVENTDRIVEN_NATS="memory://",
+                       EVENTDRIVEN_MONGO="memory://", EVENTDRIVEN_POLL_EVERY=0.02), []  # fmt: skip
+    handled = threading.Event()
+    site.events.group("Blog").handler(Renamed, name="greet")(lambda event: handled.set())
+    start = Worker.start
+
+    def failing(worker: Worker) -> Worker:
+        tries.append(1)
+        if len(tries) == 1:
+            raise StoreUnavailable("not yet")
+        return start(worker)
+
+    monkeypatch.setattr(Worker, "start", failing)
+    site.app.add_url_rule("/", view_func=lambda: "hello")
+    try:
+        assert [site.client.get("/").text for _ in range(3)] == ["hello"] * 3
+        site.bus.publish(ADA)
+        assert handled.wait(30)
+        assert len(tries) == 2
+        eventually(lambda: len(site.bus.store.directory.workers()) == 1)
+    finally:
+        site.app.extensions["eventdriven"].embedded.stop()
+    assert site.bus.store.directory.workers() == []
+
+
+def test_an_embedded_worker_without_handlers_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    site = Site(TESTING=False, EVENTDRIVEN_EMBEDDED=True, EVENTDRIVEN_NATS="memory://",
+                EVENTDRIVEN_MONGO="memory://")  # fmt: skip
+    site.app.add_url_rule("/", view_func=lambda: "hello")
+    site.client.get("/")
+    eventually(lambda: "this worker has no handlers" in caplog.text)
+    site.app.extensions["eventdriven"].embedded.stop()
