@@ -163,7 +163,7 @@ class Redaction:
         return name is not None and self.hides(_as_text(name))
 
     def _decide(self, name: str) -> bool:
-        # In small letters too: in "PassWoRD" capitals are no humps.
+        # In small letters too: in "MYPASSword" the capitals are no humps.
         spellings = {name, name.lower()}
         if any(speaks_of(each, forms_of(self.names)) for each in spellings):
             return True

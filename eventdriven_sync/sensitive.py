@@ -27,12 +27,12 @@ _COMPOUND = re.compile(
     r"passw(?:or)?d|passphrase|credential|(?:api|access|private|secret)key|creditcard|cardnumber|csrf|xsrf"
     r"|sess(?:ion)?id|(?:token|secret)s?\Z"
 )
-# On a map of the name: A a capital, s the letter s, a another letter, 0 a digit. Plurals of acronyms first.
-_WORD = re.compile(r"A{2,}s(?![as])|A++(?![as])|A+(?=A[as])|A?[as]+|0+")
+# On a map of the name: A a capital, a another letter, 0 a digit.
+_WORD = re.compile(r"A++(?!a)|A+(?=Aa)|A?a+|0+")
 
 
 def words_of(name: str) -> list[str]:
-    """``userIBANs2`` → user, ibans, 2."""
+    """``userIBANNumber_2`` → user, iban, number, 2."""
     name = unicodedata.normalize("NFKC", name)
     kinds = "".join(map(_kind, name))
     return [name[found.start() : found.end()].casefold() for found in _WORD.finditer(kinds)]
@@ -42,7 +42,7 @@ def _kind(character: str) -> str:
     if character.isupper():
         return "A"
     if character.isalpha():
-        return "s" if character == "s" else "a"
+        return "a"
     return "0" if character.isdigit() else "-"
 
 
@@ -132,13 +132,14 @@ _NAME_AND_SIGN = re.compile(
     r"""(?<![\w.-])([.-]{0,2}[^\W\d][\w.-]{0,99}+)\\{0,4}["']?\]?[ \t]{0,8}(=>|:=|=(?!=)|:(?!:))[ \t]{0,8}"""
 )
 _ON = rf"{CUT}(?!\Z)"  # the sign of a cut at the very end is not part of a value
+_ESCAPED = rf"\\(?!{CUT}\Z).|\\(?={CUT}?\Z)"
 _RUN = rf"""(?:[^\s&,;"'<>\]}}){CUT}]|["'](?=\w)|{_ON})"""
 _VALUE = re.compile(
     rf"""
-      ([BbRrUuFf]{{0,2}}")(?:[^"\\\n{CUT}]|\\.|{_ON})*+
-    | ([BbRrUuFf]{{0,2}}')(?:[^'\\\n{CUT}]|\\.|{_ON})*+
+      ([BbRrUuFf]{{0,2}}")(?:[^"\\\n{CUT}]|{_ESCAPED}|{_ON})*+
+    | ([BbRrUuFf]{{0,2}}')(?:[^'\\\n{CUT}]|{_ESCAPED}|{_ON})*+
     | (\\{{1,4}}["'])(?:[^"'\\\n{CUT}]|\\(?!["'])|{_ON})*+
-    | [\[{{](?:[^\]}}{CUT}]|{_ON}){{0,2000}}+[\]}}]?{_RUN}*+
+    | [\[{{](?:[^\]}}{CUT}]|{_ON}){{0,2000}}+[\]}}]?
     | (?:(?i:bearer|basic|digest|token|negotiate|api-?key)[ ]+)?{_RUN}++
     """,
     re.VERBOSE,
