@@ -384,3 +384,6 @@ _encoded = json.JSONEncoder(ensure_ascii=False).encode
 
 def _size(document: dict[str, Any]) -> int:
     return len(_encoded(document).encode())
+
+
+__all__ = ["HIDDEN", "Redaction"]

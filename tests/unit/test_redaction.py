@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from eventdriven_sync.codec import Codec
 from eventdriven_sync.errors import InvalidOption
-from eventdriven_sync.redaction import MAX_FREE_TEXT, Redaction
-from eventdriven_sync.sensitive import HIDDEN
+from eventdriven_sync.redaction import HIDDEN, MAX_FREE_TEXT, Redaction
 
 REDACTION = Redaction()
 CODEC = Codec()
