@@ -183,9 +183,8 @@ class OperationScope(ContextDecorator):
         Raises:
             what ``store`` raises; this run is over all the same.
         """
-        assert self._operation is not None
         self._leave()
-        self._operation = attrs.evolve(self._operation, error=failure)
+        self._operation = attrs.evolve(self._begun(), error=failure)
         self.store(timeout=timeout)
 
     def forget(self) -> None:

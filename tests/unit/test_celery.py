@@ -280,6 +280,22 @@ def test_everything_is_stored_if_that_is_wished(app: Celery, bus: EventBus) -> N
     assert [*seen, only(bus).status] == ["running", "succeeded"]
 
 
+def test_an_operation_whose_beginning_could_not_be_stored_is_stored_at_its_end(
+    app: Celery, bus: EventBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    connect(app, bus, store_all=True)
+
+    @app.task(name="tick")
+    def tick() -> None:
+        bus.store.unavailable = False  # type: ignore[attr-defined]
+
+    bus.store.unavailable = True  # type: ignore[attr-defined]
+    run(tick, "task-1")
+    found = only(bus)
+    assert found.status == "succeeded"
+    assert f"Operation {found.id} of task tick[task-1] began, which was not stored" in caplog.text
+
+
 def test_a_task_that_ends_its_process_has_failed(connected: Celery, bus: EventBus) -> None:
     @connected.task
     def leave() -> None:
@@ -451,9 +467,10 @@ def test_a_task_called_in_an_operation_or_handler_joins_it(connected: Celery, bu
             bus.publish(ADA)
         events.drain()
         assert only(bus).id == operation.id
-        first, root = bus.operations.chain(operation.id).events
-        assert [each.event.source for each in root.deliveries[0].events] == ["Blog.call"]
-    assert first.event.name == "RigUser.greeted"
+        by_name = {each.event.name: each for each in bus.operations.chain(operation.id).events}
+    assert set(by_name) == {"RigUser.greeted", "RigUser.renamed"}
+    [delivery] = by_name["RigUser.renamed"].deliveries
+    assert [each.event.source for each in delivery.events] == ["Blog.call"]
 
 
 def test_a_task_called_alone_is_an_operation_as_it_would_be_in_a_worker(
@@ -547,7 +564,10 @@ def test_what_a_task_left_behind_does_not_reach_the_next_one(connected: Celery, 
     assert (current_operation_id(), context.transaction.get()) == (None, None)
     foreign = bus.operation("of nobody")
     foreign.begin()
+    context.transaction.set(context.Transaction(session=None))
     run(look, "task-2")
+    assert context.transaction.get() is not None
+    context.transaction.set(None)
     assert seen[0] not in (None, foreign.id)
     assert seen[1] is None
     assert current_operation_id() == foreign.id, "the context is as it was before the task"

@@ -11,6 +11,7 @@ from eventdriven_sync import EventBus, Settings, current_operation_id
 from eventdriven_sync import operations as module
 from eventdriven_sync.brokers.memory import MemoryBroker
 from eventdriven_sync.errors import InvalidOption, NotFound, OperationTimeout, StoreUnavailable
+from eventdriven_sync.executor import failure_of
 from eventdriven_sync.stores.memory import MemoryStore
 from eventdriven_sync.testing import memory
 from tests.unit.rig import Greeted, Renamed
@@ -256,6 +257,23 @@ def test_a_forgotten_operation_leaves_no_record_unless_it_published(bus: EventBu
         operation.forget()
         assert current_operation_id() is None
         assert [each.status for each in bus.operations.find()] == ["succeeded"] * publishes
+
+
+def test_a_suspended_operation_is_running_until_it_is_begun_again_and_ends(bus: EventBus) -> None:
+    for last in (False, True):
+        operation = bus.operation("import", idempotency_key="file-7")
+        operation.begin()
+        assert bus.publish(ADA).duplicate is last
+        if last:
+            operation.end()
+        else:
+            operation.suspend(failure_of(ConnectionError("down")))
+        assert current_operation_id() is None
+        [found] = bus.operations.find()
+        assert (found.status, found.finished_at is None) == (
+            ("succeeded", False) if last else ("running", True)
+        )
+        assert (found.error.message if found.error else None) == (None if last else "down")
 
 
 def test_an_operation_that_could_not_be_stored_is_left_as_well(bus: EventBus) -> None:
