@@ -1,11 +1,38 @@
 """Metadata of the distribution; ``pyproject.toml`` holds only the build system and tool settings."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+EXAMPLE = Path("examples", "flask_blog")
+
+
+class BuildWithExample(build_py):
+    """Puts the example, without its tests, into the package: ``eventdriven demo`` runs it.
+
+    An editable install needs no copy: there the demonstration finds the example beside the package.
+    """
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for source in example_files():
+                target = Path(self.build_lib, "eventdriven_sync", source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), *map(str, example_files())]
+
+
+def example_files() -> list[Path]:
+    kinds = {".py", ".html", ".css", ".md"}
+    files = sorted(EXAMPLE.rglob("*"))
+    return [path for path in files if path.suffix in kinds and "tests" not in path.parts]
 
 
 def read_version() -> str:
@@ -49,10 +76,13 @@ TEST = [
     "celery[redis]>=5.4",
     "gunicorn>=22",
     "hypothesis>=6.100",
+    "mongomock>=4.3",
     "mypy>=2.4",
+    "playwright>=1.49",
     "pytest>=9",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "setuptools>=77",
     "sybil>=9",
 ]
 DOCS = ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"]
@@ -93,6 +123,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["eventdriven_sync*"]),
     package_data={"eventdriven_sync": ["py.typed"]},
+    cmdclass={"build_py": BuildWithExample},
     zip_safe=False,
     install_requires=CORE,
     extras_require={

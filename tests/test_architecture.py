@@ -44,8 +44,8 @@ FOREIGN = {
     "bson": r"stores/.*|codec\.py|shapes\.py",
     "flask": r"flask/.*|dashboard/.*",
     "jinja2": r"dashboard/.*",
-    "click": r"cli/.*|flask/commands\.py|demo\.py|__main__\.py",
-    "rich": r"cli/.*|demo\.py",
+    "click": r"cli/.*|flask/commands\.py|__main__\.py",
+    "rich": r"cli/.*",
     "celery": r"celery\.py",
 }
 

@@ -164,10 +164,14 @@ def dev_up(
 
 
 @click.command(cls=Command)
-@click.option("--once", is_flag=True, help="End when it is done; otherwise the servers stay up until Ctrl-C.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="End when it is done, as it does without a terminal; otherwise the blog stays up until Ctrl-C.",
+)
 @click.pass_obj
 def demo(session: Session, *, once: bool) -> None:
-    """Show everything on real servers: an operation, a failing handler, its dead letter, the retry."""
+    """Show everything on real servers: a blog, its visitor, a failing handler, its dead letter, the retry."""
     from eventdriven_sync.demo import run
     from eventdriven_sync.devserver import ServerBinaryMissing
 
@@ -176,7 +180,7 @@ def demo(session: Session, *, once: bool) -> None:
         session.out.document({"message": line})
 
     try:
-        code = run(once=once, echo=echo)
+        code = run(once=once or not sys.stdout.isatty(), echo=echo)
     except ServerBinaryMissing as error:
         raise Unreachable(str(error)) from error
     click.get_current_context().exit(code)

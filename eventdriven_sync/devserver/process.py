@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Self
 
@@ -104,7 +105,7 @@ class LocalServer:
         (self.directory / "port").write_text(str(self.port), encoding="ascii")
         with self.log_path.open("ab") as log:
             self._log_offset = log.tell()
-            self.process, self._watcher = _spawn(self._command(binary), log=log)
+            self.process, self._watcher = spawn(self._command(binary), log=log)
 
     def await_ready(self) -> None:
         """Wait until the server that was launched answers.
@@ -247,8 +248,13 @@ class LocalServer:
         )
 
 
-def _spawn(command: list[str], *, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
+def spawn(
+    command: list[str], *, log: IO[bytes], environment: Mapping[str, str] | None = None
+) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
     """Start a command and its watcher; at no moment can the command outlive this process.
+
+    A line sent to the watcher ends it: to be done when the command has ended, since its pid may then be given
+    to another process. ``environment`` replaces this process's own.
 
     Own sessions keep the terminal's Ctrl-C away from the server: only ``stop`` ends it, in order.
     """
@@ -257,6 +263,7 @@ def _spawn(command: list[str], *, log: IO[bytes]) -> tuple[subprocess.Popen[byte
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
+        env=environment,
         start_new_session=True,
     )
     watcher = subprocess.Popen(

@@ -727,15 +727,16 @@ def test_a_missing_server_program_is_exit_code_3(run: MemoryRun, monkeypatch: py
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_the_demonstration_gives_its_exit_code(
-    code: int, run: MemoryRun, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [["--once"], []], ids=["once", "no terminal"])
+def test_the_demonstration_gives_its_exit_code_and_ends_where_nobody_watches(
+    code: int, options: list[str], run: MemoryRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def demo(*, once: bool, echo: Any) -> int:
         echo(f"once {once}")
         return code
 
     monkeypatch.setattr("eventdriven_sync.demo.run", demo)
-    result = cli("demo", "--once")
+    result = cli("demo", *options)
     assert (result.exit_code, result.stdout) == (code, "once True\n")
 
 
