@@ -37,7 +37,7 @@ from eventdriven_sync.outcome import Failure, stack_of
 from eventdriven_sync.redaction import Redaction
 
 try:
-    from celery import Celery, current_task, signals, states  # type: ignore[import-untyped]
+    from celery import Celery, signals, states  # type: ignore[import-untyped]
     from celery.exceptions import Reject, Retry  # type: ignore[import-untyped]
 except ImportError as error:
     raise MissingExtra('this needs: pip install "eventdriven_sync[celery]"', extra="celery") from error
@@ -47,8 +47,6 @@ log = logging.getLogger(__name__)
 HEADER = "eventdriven_chain"
 KIND = "celery"
 
-# Of a request, which lives as long as one run of a task.
-_RUN = "eventdriven_run"
 _MAX_NAME = 200
 
 Outer = tuple[tuple[ContextVar[Any], Any], ...]
@@ -71,7 +69,7 @@ def connect(
         bus: the bus, or what gives it when it is needed, such as ``lambda: events.bus_of(flask_app)``.
         store_all: also store operations of tasks that succeed without having published anything, and every
             operation at its beginning: two writes per task. By default an operation is stored by its first
-            event, and when it fails.
+            event, when it ends having sent other tasks, and when it fails.
         redaction: what is hidden of arguments and errors; the built-in rules by default.
 
     Raises:
@@ -145,32 +143,43 @@ class Connection:
 _connections: WeakKeyDictionary[Celery, Connection] = WeakKeyDictionary()
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(eq=False, kw_only=True)
 class Run:
     """One run of a task, from its prerun to its postrun signal.
 
     Attributes:
+        request: Celery's, of this run and no other.
         outer: the context as it was before.
         scope: the operation this task is; None if it goes on with a chain it was sent with.
+        led_on: tasks were sent in this operation: they will need it.
     """
 
     connection: Connection
+    request: Any
     outer: Outer
     scope: OperationScope | None
+    led_on: bool = False
 
-    def end(self, task: Any, state: str | None, result: Any) -> None:
-        """Record how it ended, as far as that is its operation's business."""
-        if (scope := self.scope) is None:
-            return
+    def is_sent_again(self, headers: Mapping[str, Any]) -> bool:
+        """Whether this is a message for a retry of this very task."""
+        retries = headers.get("retries") or 0
+        return bool(headers.get("id") == self.request.id and retries > (self.request.retries or 0))
+
+    def end(self, scope: OperationScope, task: Any, state: str | None, result: Any) -> None:
+        """Record how the operation ended with this run, or that it goes on."""
         error = _error_of(result)
         if state == states.RETRY or (state == states.REJECTED and getattr(result, "requeue", False)):
             scope.suspend(self.connection.failure(error, task) if error else None)
         elif error is not None and state not in (states.SUCCESS, states.IGNORED):
             scope.end(self.connection.failure(error, task))
-        elif self.connection.store_all:
+        elif self.connection.store_all or self.led_on:
             scope.end()
         else:
             scope.forget()
+
+
+_running: ContextVar[Run | None] = ContextVar("eventdriven_task", default=None)
+_VARIABLES = (context.handling, context.transaction, context.origin, _running)
 
 
 def _error_of(result: object) -> BaseException | None:
@@ -190,23 +199,14 @@ def _take_along(headers: Any = None, **_: Any) -> None:
     """Before a task is sent: the chain it is sent in, if any."""
     if not isinstance(headers, dict) or headers.get(HEADER) is not None:
         return  # a retry brings along what the task came with
-    chain = context.current_chain()
-    if chain and not _is_own_retry(headers):
-        headers[HEADER] = chain
-
-
-def _is_own_retry(headers: Mapping[str, Any]) -> bool:
-    """Whether the running task, an operation of its own, is sent again: it will be that operation itself."""
-    if not current_task:
-        return False
-    request = current_task.request
-    run = getattr(request, _RUN, None)
-    return (
-        isinstance(run, Run)
-        and run.scope is not None
-        and headers.get("id") == request.id
-        and (headers.get("retries") or 0) > (request.retries or 0)
-    )
+    chain, run, origin = context.current_chain(), _running.get(), context.origin.get()
+    if not chain or (origin and isinstance(origin.before_publishing, _Refusal)):
+        return
+    if run is not None and run.scope is not None:
+        if run.is_sent_again(headers):
+            return  # it will be this operation itself
+        run.led_on |= chain["operation_id"] == run.scope.id
+    headers[HEADER] = chain
 
 
 def _begin(task: Any = None, args: Any = None, kwargs: Any = None, **_: Any) -> None:
@@ -215,37 +215,41 @@ def _begin(task: Any = None, args: Any = None, kwargs: Any = None, **_: Any) -> 
     request = task.request
     if connection is None or (request.is_eager and context.current_operation_id()):
         return
-    outer: Outer = tuple(
-        (variable, variable.get()) for variable in (context.handling, context.transaction, context.origin)
-    )
+    outer: Outer = tuple((variable, variable.get()) for variable in _VARIABLES)
     if not request.is_eager:
         # Nothing that an earlier task left behind in this thread is this task's.
-        for variable, _value in outer:
+        for variable in _VARIABLES:
             variable.set(None)
     scope = None if _go_on(task) else _begin_operation(connection, task, args, kwargs)
-    setattr(request, _RUN, Run(connection=connection, outer=outer, scope=scope))
+    _running.set(Run(connection=connection, request=request, outer=outer, scope=scope))
 
 
 def _end(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
     """After a task ran, however it ended."""
-    run = vars(task.request).pop(_RUN, None)
-    if run is None:
-        return
+    run = _running.get()
+    if run is None or run.request is not task.request:
+        return  # it joined what was there
     try:
-        run.end(task, state, retval)
-    except Exception as error:
+        if run.scope is not None:
+            _record(run, run.scope, task, state, retval)
+    finally:
+        for variable, value in run.outer:
+            variable.set(value)
+
+
+def _record(run: Run, scope: OperationScope, task: Any, state: str | None, result: Any) -> None:
+    try:
+        run.end(scope, task, state, result)
+    except Exception as error:  # Celery would log it without the operation
         log.error(
             "Operation %s of task %s ended (%s), which was not stored: %s",
-            run.scope.id,
+            scope.id,
             _label(task),
             state,
             error,
             exc_info=not isinstance(error, EventDrivenError),
-            extra={"action": "task_outcome_lost", "operation_id": run.scope.id},
+            extra={"action": "task_outcome_lost", "operation_id": scope.id},
         )
-    finally:
-        for variable, value in run.outer:
-            variable.set(value)
 
 
 def _go_on(task: Any) -> bool:
@@ -275,7 +279,8 @@ def _begin_operation(connection: Connection, task: Any, args: Any, kwargs: Any) 
         scope.begin()
     except Exception as error:  # the user's way to the bus may fail with anything
         log.exception("Task %s cannot begin an operation", _label(task))
-        context.origin.set(_refusal(_label(task), error))
+        refusal = _Refusal(_label(task), error)
+        context.origin.set(context.Origin(operation_id=new_id(), before_publishing=refusal))
         return None
     if connection.store_all:
         _store(scope, task)
@@ -295,13 +300,16 @@ def _store(scope: OperationScope, task: Any) -> None:
         )
 
 
-def _refusal(label: str, error: Exception) -> context.Origin:
+class _Refusal:
     """Publishing raises: events outside their operation would not be the same when the task is retried."""
 
-    def refuse() -> None:
-        raise ConfigurationError(f"task {label} has no operation to publish in: {error}") from error
+    def __init__(self, label: str, error: Exception) -> None:
+        self._label, self._error = label, error
 
-    return context.Origin(operation_id=new_id(), before_publishing=refuse)
+    def __call__(self) -> None:
+        raise ConfigurationError(
+            f"task {self._label} has no operation to publish in: {self._error}"
+        ) from self._error
 
 
 # --- what a task says of itself ------------------------------------------------------------------------

@@ -217,6 +217,45 @@ def test_a_task_that_published_nothing_is_stored_only_if_it_fails(connected: Cel
     assert (found.status, found.details["task_id"]) == ("failed", "task-2")
 
 
+def test_a_task_that_only_sends_others_is_stored_for_what_they_publish(
+    connected: Celery, bus: EventBus
+) -> None:
+    @connected.task(name="one")
+    def one() -> None:
+        bus.publish(ADA)
+
+    @connected.task(name="all")
+    def fan_out() -> None:
+        group(one.s(), one.s()).delay()
+
+    @connected.task(name="joined")
+    def call() -> None:
+        fan_out.apply()
+
+    for task in (fan_out, call):
+        task.delay()
+        assert len(run_sent(connected)) == 3
+        found = only(bus, name=task.name)
+        assert (found.kind, found.status) == ("celery", "succeeded")
+        assert len(list(bus.operations.chain(found.id).walk())) == 2
+    assert len(bus.operations.find()) == 2
+
+
+def test_what_is_sent_in_an_operation_inside_a_task_needs_only_that(connected: Celery, bus: EventBus) -> None:
+    @connected.task(name="one")
+    def one() -> None:
+        bus.publish(ADA)
+
+    @connected.task(name="all")
+    def fan_out() -> None:
+        with bus.operation("inner"):
+            one.delay()
+
+    fan_out.delay()
+    run_sent(connected)
+    assert only(bus).name == "inner"
+
+
 def test_a_failure_is_stored_with_its_stack_and_without_secrets(connected: Celery, bus: EventBus) -> None:
     @connected.task
     def sign_in(user: str, password: str) -> None:
@@ -621,11 +660,13 @@ def test_without_a_bus_tasks_run_but_publish_nothing_outside_their_operation(
 
     @app.task(name="rename")
     def rename(publishes: bool) -> str:
+        rename.delay(False)
         if publishes:
             bus.publish(ADA)
         return "done"
 
     assert run(rename, "task-1", [False]).retval == "done"
+    assert HEADER not in take(app).headers, "there is no operation to go on with"
     assert "Task rename[task-1] cannot begin an operation" in caplog.text
     failed = run(rename, "task-2", [True])
     assert isinstance(failed.retval.exception, ConfigurationError)
