@@ -235,23 +235,28 @@ class Operations:
         self._bus = bus
 
     def get(self, operation_id: str) -> Operation:
-        """The operation; for an event published outside any operation one derived from that event.
+        """The operation; of a chain that has no record of it one derived from its first event.
+
+        That is an event published outside any operation; also a chain that went on in another process
+        before its operation was stored, or whose operation was never stored since its process died.
 
         Raises:
-            NotFound: neither an operation nor such an event has this id.
+            NotFound: neither an operation nor the events of any chain have this id.
         """
         check_text(operation_id, field="operation id", most=MAX_TEXT)
         self._bus.open()
-        found = self._bus.store.events.operation(operation_id)
+        events = self._bus.store.events
+        found = events.operation(operation_id)
         if found:
             return found
-        first = self._bus.store.events.get([operation_id]).get(operation_id)
+        chain = events.find(EventQuery(operation_id=operation_id, oldest_first=True, limit=1))
+        first = chain[0] if chain else events.get([operation_id]).get(operation_id)
         if first is None:
             raise NotFound(
                 f"no operation has the id {shorten(operation_id)}; `eventdriven operations list` shows them",
                 id=operation_id,
             )
-        return _derived(first)
+        return _derived(operation_id, first)
 
     def find(
         self,
@@ -326,9 +331,9 @@ class Operations:
         return chain
 
 
-def _derived(first: Envelope) -> Operation:
+def _derived(operation_id: str, first: Envelope) -> Operation:
     return Operation(
-        id=first.id,
+        id=operation_id,
         name=first.name,
         kind="publish",
         status="succeeded",

@@ -125,17 +125,7 @@ def post_all(server: WebServer, numbers: range, *, clients: int) -> list[dict[st
 
 def test_two_preloaded_gunicorn_workers_lose_and_repeat_nothing(site: Site, serve: Any) -> None:
     server = serve(*gunicorn("--workers", "2", "--threads", "4", "--preload"), OPEN_BEFORE_FORK="yes")
-    environ = site.environ() | {"WITNESS": str(site.witness.path)}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "flask", "--app", "tests.apps.web:create_app()", "events", "worker"],
-            cwd=ROOT,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(2)
-    ]
+    workers = [flask_events(site, "worker") for _ in range(2)]
     try:
         answers = post_all(server, range(2000), clients=8)
         assert len(answers) == 2000
@@ -147,12 +137,25 @@ def test_two_preloaded_gunicorn_workers_lose_and_repeat_nothing(site: Site, serv
         assert site.witness.counts("billed") == dict.fromkeys(range(2000), 1)
         assert site.witness.counts("billed", by="app") == {"web": 2000}
         assert operations_of(bus) == {answer["operation"]: "succeeded" for answer in answers}
+        assert flask_events(site, "audit").wait(60) == 0
     finally:
         for worker in workers:
             worker.terminate()
         for worker in workers:
             assert worker.wait(40) == 0
     assert server.stop() == 0
+
+
+def flask_events(site: Site, *command: str) -> subprocess.Popen[bytes]:
+    """A command of the application, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flask", "--app", "tests.apps.web:create_app()", "events", *command],
+        cwd=ROOT,
+        env=site.environ() | {"WITNESS": str(site.witness.path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def operations_of(bus: EventBus) -> dict[str, str]:

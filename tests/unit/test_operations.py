@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eventdriven_sync import EventBus, Settings, current_operation_id
+from eventdriven_sync import EventBus, Settings, continue_chain, current_chain, current_operation_id
 from eventdriven_sync import operations as module
 from eventdriven_sync.brokers.memory import MemoryBroker
 from eventdriven_sync.errors import InvalidOption, NotFound, OperationTimeout, StoreUnavailable
@@ -153,6 +153,18 @@ def test_an_event_outside_any_operation_is_a_chain_of_its_own(bus: EventBus) -> 
     found = bus.operations.get(receipt.operation_id)
     assert (found.id, found.kind, found.name) == (receipt.id, "publish", "RigUser.renamed")
     assert bus.operations.wait(receipt.operation_id, timeout=1).settled
+
+
+def test_a_chain_whose_operation_was_never_stored_can_be_looked_at(bus: EventBus) -> None:
+    operation = bus.operation("rename", kind="http")
+    operation.begin()
+    chain = current_chain()
+    operation.forget()
+    with continue_chain(chain):
+        bus.publish(ADA)
+    found = bus.operations.chain(operation.id)
+    assert (found.operation.id, found.operation.name) == (operation.id, "RigUser.renamed")
+    assert [each.event.name for each in found.events] == ["RigUser.renamed"]
 
 
 def test_an_unknown_operation_is_not_found(bus: EventBus) -> None:
