@@ -3,6 +3,7 @@
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from eventdriven_sync.testing import MemoryRun
 from flask_blog.blogs import data as blogs
@@ -155,3 +156,13 @@ def test_a_command_is_stored_with_its_user_and_without_secrets(app: Flask, ada: 
     assert dict(registered.variables) == {"email": "ada@example.org"}
     with app.app_context():
         assert users.find(answer.json["id"])["password"].startswith("scrypt:")
+
+
+def test_a_post_sent_twice_under_one_key_is_written_once(ada: FlaskClient, run: MemoryRun) -> None:
+    def send(text: str) -> TestResponse:
+        return ada.post("/posts", json={"title": "Notes", "text": text}, headers={"Idempotency-Key": "n1"})
+
+    first, again, other = send("On the Engine"), send("On the Engine"), send("On the Loom")
+    assert (first.status_code, again.status_code, other.status_code) == (201, 201, 422)
+    assert first.json == again.json
+    assert len(run.envelopes("Blog.postWritten")) == len(ada.get("/").json["posts"]) == 1

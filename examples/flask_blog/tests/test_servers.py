@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 import flask_blog
 from eventdriven_sync.audit import audit
@@ -42,11 +42,10 @@ def workers(settings: dict[str, str]) -> Iterator[list[subprocess.Popen[bytes]]]
         worker.wait(timeout=30)
 
 
-def until(look: Callable[[], Any], timeout: float = 30) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come"
-    return found
+def until(look: Callable[[], Any]) -> Any:
+    """Look until there is something, for up to 30 seconds."""
+    nothing = retry_if_result(lambda found: not found)
+    return Retrying(retry=nothing, stop=stop_after_delay(30), wait=wait_fixed(0.05))(look)
 
 
 def test_two_worker_processes_bring_a_rename_to_posts_and_comments(
