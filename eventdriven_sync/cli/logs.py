@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from datetime import UTC, datetime
+from typing import Any, TextIO
 
 from eventdriven_sync.cli.words import clean_lines, iso
 
@@ -60,3 +62,38 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             found["stack"] = self.formatException(record.exc_info)
         return json.dumps(found, default=str)
+
+
+class WholeLines:
+    """An output to which threads print whole lines: ``print`` hands over text and line break one by one.
+
+    What a thread has begun comes out with its line break, by ``flush``, or when it is longer than 64 KiB.
+    Thread-safe; everything else is the stream's own.
+    """
+
+    _LONGEST = 65_536
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._begun: dict[int, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write the lines that are complete with this text; how many characters were taken: all."""
+        thread = threading.get_ident()
+        done, line_break, rest = (self._begun.pop(thread, "") + text).rpartition("\n")
+        if len(rest) > self._LONGEST:
+            done, line_break, rest = done + line_break, rest, ""
+        if rest:
+            self._begun[thread] = rest
+        if line_break:
+            self._stream.write(done + line_break)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write everything that was begun, by any thread."""
+        for thread in list(self._begun):
+            self._stream.write(self._begun.pop(thread, ""))
+        self._stream.flush()

@@ -6,10 +6,11 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import TextIO, cast
 
 import click
 
-from eventdriven_sync.cli.logs import configure_logging
+from eventdriven_sync.cli.logs import WholeLines, configure_logging
 from eventdriven_sync.cli.options import Command, Group
 from eventdriven_sync.cli.session import Session, Unreachable
 
@@ -24,6 +25,7 @@ def _print_at_once() -> None:
     """What handlers print reaches a log file or pipe line by line, not when the worker ends."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+        sys.stdout = cast(TextIO, WholeLines(sys.stdout))
 
 
 @click.command(cls=Command)

@@ -1,12 +1,14 @@
 """The commands of ``eventdriven`` on a bus in memory; handlers run when the test says so."""
 
 import inspect
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ from tenacity import stop_after_attempt, wait_none
 
 from eventdriven_sync import EventBus, RetryPolicy, Worker, event
 from eventdriven_sync.cli import output, program
+from eventdriven_sync.cli.logs import WholeLines
 from eventdriven_sync.cli.session import Session, Unreachable, exit_code
 from eventdriven_sync.errors import (
     BrokerUnavailable,
@@ -692,6 +695,29 @@ def test_a_worker_logs_json_lines_and_ends_well_on_sigterm(tmp_path: Any) -> Non
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
         assert (process.wait(20), first["action"], first["level"]) == (0, "worker_started", "info"), rest
+
+
+def test_what_threads_print_at_the_same_time_comes_out_in_whole_lines() -> None:
+    stream = io.StringIO()
+    printed = WholeLines(stream)
+
+    def half(text: str) -> None:
+        thread = threading.Thread(target=printed.write, args=(text,))
+        thread.start()
+        thread.join()
+
+    printed.write("Event! - ")
+    half("other\n")
+    printed.write("[User.registered]")
+    assert stream.getvalue() == "other\n"
+    printed.write("\nnext")
+    assert stream.getvalue() == "other\nEvent! - [User.registered]\n"
+    half("begun")
+    printed.flush()
+    assert stream.getvalue().endswith("[User.registered]\nnextbegun")
+    printed.write("x" * 70_000)
+    assert stream.getvalue().endswith("x" * 70_000)
+    assert printed.isatty() is False
 
 
 def test_dev_up_passes_its_options_on(run: MemoryRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
