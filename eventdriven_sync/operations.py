@@ -301,10 +301,12 @@ class Operations:
         """
         operation = self.get(operation_id)
         store = self._bus.store
-        events = store.events.find(EventQuery(operation_id=operation_id, oldest_first=True, limit=MAX_CHAIN))
+        # In this order: what a handler published is stored before its success, so whoever sees the success
+        # sees the events, and a chain never looks settled while an event of it is still to be handled.
         deliveries = store.deliveries.find(
             DeliveryQuery(operation_id=operation_id, limit=MAX_CHAIN_DELIVERIES)
         )
+        events = store.events.find(EventQuery(operation_id=operation_id, oldest_first=True, limit=MAX_CHAIN))
         return build_chain(
             operation,
             events,

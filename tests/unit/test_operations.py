@@ -148,6 +148,36 @@ def test_waiting_ends_when_the_whole_chain_is_settled(bus: EventBus) -> None:
     assert [event.event.name for event in chain.walk()] == ["RigUser.renamed", "RigUser.greeted"]
 
 
+def test_a_chain_is_not_settled_while_events_that_its_handlers_published_meanwhile_wait(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = bus.group("Blog")
+
+    @group.handler(Renamed)
+    def greet(event: Renamed) -> None:
+        group.publish(Greeted(name=event.name))
+
+    @group.handler(Greeted)
+    def note(event: Greeted) -> None: ...
+
+    with memory(bus) as run:
+        with bus.operation("rename") as operation:
+            bus.publish(ADA)
+
+        def meanwhile(found: list[Any]) -> list[Any]:
+            monkeypatch.undo()
+            run.drain()
+            return found
+
+        events, deliveries = run.store.events.find, run.store.deliveries.find
+        monkeypatch.setattr(run.store.events, "find", lambda query: meanwhile(events(query)))
+        monkeypatch.setattr(run.store.deliveries, "find", lambda query: meanwhile(deliveries(query)))
+        chain = bus.operations.chain(operation.id)
+        assert len(list(chain.walk())) == 2
+        assert not chain.settled
+        assert bus.operations.chain(operation.id).settled
+
+
 def test_an_event_outside_any_operation_is_a_chain_of_its_own(bus: EventBus) -> None:
     receipt = bus.publish(ADA)
     found = bus.operations.get(receipt.operation_id)
