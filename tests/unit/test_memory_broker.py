@@ -41,8 +41,10 @@ def test_by_hand_nothing_is_delivered_before_pumping(
     assert len(inbox.messages) == 2
 
 
-def test_by_hand_no_thread_runs(broker: MemoryBroker, inbox: Inbox) -> None:
-    assert not any(thread.name == "eventdriven-memory-broker" for thread in threading.enumerate())
+def test_by_hand_no_thread_is_started(wire: BrokerStage) -> None:
+    before = set(threading.enumerate())
+    wire.open_inbox(wire.consumer())
+    assert set(threading.enumerate()) <= before
 
 
 def test_its_thread_ends_with_it(wire: BrokerStage) -> None:
