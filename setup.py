@@ -88,7 +88,10 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["eventdriven_sync*"]),
-    package_data={"eventdriven_sync": ["py.typed"]},
+    package_data={
+        "eventdriven_sync": ["py.typed"],
+        "eventdriven_sync.dashboard": ["openapi.json", "templates/**/*", "static/**/*"],
+    },
     zip_safe=False,
     install_requires=CORE,
     extras_require={
