@@ -9,6 +9,7 @@ from typing import Any, Literal
 import attrs
 
 from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.fingerprint import fingerprint
 from eventdriven_sync.outcome import FINAL_STATES, DeliveryState, Failure, Outcome
 
 OperationStatus = Literal["running", "succeeded", "failed"]
@@ -105,6 +106,13 @@ class Delivery:
     def group(self) -> str:
         """The consumer group, which is the part of the handler's name before the dot."""
         return self.handler.partition(".")[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the last failure, equal for failures of the same cause; empty without failures."""
+        if not self.failures:
+            return ""
+        return fingerprint(self.failures[-1].error_type, self.failures[-1].message)
 
     @property
     def final(self) -> bool:

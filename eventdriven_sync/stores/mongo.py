@@ -27,7 +27,9 @@ from eventdriven_sync.stores.mongo_deliveries import MongoDeliveries
 from eventdriven_sync.stores.mongo_directory import MongoDirectory
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, error_code, translated
 from eventdriven_sync.stores.mongo_events import MongoEvents
+from eventdriven_sync.stores.mongo_figures import MongoFigures
 from eventdriven_sync.stores.mongo_info import gather
+from eventdriven_sync.stores.mongo_trail import MongoTrail
 
 T = TypeVar("T")
 
@@ -74,6 +76,8 @@ class MongoStore:
         self.events = MongoEvents(self._link)
         self.deliveries = MongoDeliveries(self._link)
         self.directory = MongoDirectory(self._link)
+        self.figures = MongoFigures(self._link)
+        self.trail = MongoTrail(self._link)
 
     @property
     def database(self) -> Database[dict[str, Any]]:

@@ -109,10 +109,9 @@ class MongoDeliveries(MongoLanes):
             if last is None:
                 return []
             beyond(where, "created_at", last, -1)
+        without = {"event": 0, "raw": 0} | ({"failures.traceback": 0} if query.brief else {})
         pages = [
-            target.find(part, {"event": 0, "raw": 0})
-            .sort([("created_at", -1), ("_id", -1)])
-            .limit(query.limit)
+            target.find(part, without).sort([("created_at", -1), ("_id", -1)]).limit(query.limit)
             for part in _parts(where)
         ]
         newest = heapq.merge(*pages, key=lambda d: (d["created_at"], d["_id"]), reverse=True)
@@ -199,6 +198,7 @@ def _fields(query: DeliveryQuery) -> Document:
     fields: dict[str, Any] = {
         "handler": query.handler,
         "error_type": query.error,
+        "fingerprint": query.fingerprint,
         "reason": query.reason,
         "event_name": query.event_name,
         "event_id": None if query.event_id is None else stored_id(query.event_id),

@@ -13,7 +13,9 @@ from eventdriven_sync.errors import ConfigurationError, StoreUnavailable
 from eventdriven_sync.stores.memory.deliveries import MemoryDeliveries
 from eventdriven_sync.stores.memory.directory import MemoryDirectory
 from eventdriven_sync.stores.memory.events import MemoryEvents
+from eventdriven_sync.stores.memory.figures import MemoryFigures
 from eventdriven_sync.stores.memory.state import MemorySession, State
+from eventdriven_sync.stores.memory.trail import MemoryTrail
 
 __all__ = ["MemorySession", "MemoryStore"]
 
@@ -32,6 +34,8 @@ class MemoryStore:
         self.events = MemoryEvents(self._state)
         self.deliveries = MemoryDeliveries(self._state)
         self.directory = MemoryDirectory(self._state)
+        self.figures = MemoryFigures(self._state)
+        self.trail = MemoryTrail(self._state)
 
     @property
     def unavailable(self) -> bool:

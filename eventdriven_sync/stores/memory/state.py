@@ -12,6 +12,7 @@ import attrs
 
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import StoreError, StoreUnavailable
+from eventdriven_sync.figures import AuditEntry
 from eventdriven_sync.records import Delivery, HandlerRecord, Operation, WorkerRecord
 
 V = TypeVar("V")
@@ -36,6 +37,7 @@ class Tables:
     workers: dict[str, WorkerRecord] = attrs.field(factory=dict)
     leases: dict[str, Lease] = attrs.field(factory=dict)
     stats: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    audit: dict[str, AuditEntry] = attrs.field(factory=dict)
 
 
 class State:
