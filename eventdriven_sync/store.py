@@ -19,6 +19,7 @@ import attrs
 from eventdriven_sync.config import check_text
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import InvalidOption, shorten
+from eventdriven_sync.people import People
 from eventdriven_sync.records import (
     Delivery,
     HandlerRecord,
@@ -347,6 +348,10 @@ class Store(Protocol):
     @property
     def trail(self) -> AuditTrail:
         """Who did what."""
+
+    @property
+    def people(self) -> People:
+        """Users of the dashboard, their sessions and tries."""
 
     @property
     def client(self) -> Any:

@@ -33,7 +33,7 @@ LAYERS = {
     EXECUTION: "executor batching handlers middleware settling recovery reconciler pool lanes stats",
     MODEL: (
         "_version broker codec config context envelope errors events figures fingerprint outcome payload "
-        "records retry shapes store telemetry upcasting"
+        "people records retry shapes store telemetry upcasting"
     ),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -25,6 +25,7 @@ def dashboard(
     authorize: Authorize | None = None,
     insecure: bool = False,
     secret_key: str | bytes | None = None,
+    registration: bool = False,
     name: str = "eventdriven_dashboard",
 ) -> Blueprint:
     """A blueprint that shows what happens on a bus. Nothing is opened before the first request.
@@ -35,6 +36,7 @@ def dashboard(
             stranger. Without it, users sign in who were added with ``eventdriven user add``.
         insecure: everybody is an admin. Served only to this machine, and through no proxy.
         secret_key: at least 32 random bytes, by default the application's ``SECRET_KEY``.
+        registration: people may ask for an account; an admin approves it (``eventdriven user approve``).
         name: of the blueprint; give another one to a second dashboard of one application.
 
     Raises:
@@ -52,4 +54,11 @@ def dashboard(
         raise MissingExtra(
             'the dashboard needs: pip install "eventdriven_sync[dashboard]"', extra="dashboard"
         ) from error
-    return build(bus, authorize=authorize, insecure=insecure, secret_key=secret_key, name=name)
+    return build(
+        bus,
+        authorize=authorize,
+        insecure=insecure,
+        secret_key=secret_key,
+        registration=registration,
+        name=name,
+    )

@@ -14,6 +14,7 @@ from werkzeug.wrappers import Response
 
 from eventdriven_sync.bus import EventBus
 from eventdriven_sync.dashboard.access import Access, access_of
+from eventdriven_sync.dashboard.accounts import Accounts
 from eventdriven_sync.dashboard.api import api
 from eventdriven_sync.dashboard.assets import files
 from eventdriven_sync.dashboard.failures import respond
@@ -24,9 +25,10 @@ from eventdriven_sync.dashboard.mount import EXTENSION, Authorize, Mount, Visit,
 from eventdriven_sync.dashboard.pages import pages
 from eventdriven_sync.dashboard.routing import Routes
 from eventdriven_sync.dashboard.secrecy import check_key
+from eventdriven_sync.dashboard.signing import signing
 from eventdriven_sync.errors import ConfigurationError, InvalidOption, shorten
 
-ROUTES: Sequence[Routes] = (pages, api, health, files)
+ROUTES: Sequence[Routes] = (pages, signing, api, health, files)
 
 # With insecure=True nothing is secret on this machine, and several processes must agree on the key.
 _NO_KEY = b"insecure"
@@ -38,10 +40,12 @@ def build(
     authorize: Authorize | None,
     insecure: bool,
     secret_key: str | bytes | None,
+    registration: bool,
     name: str,
 ) -> Blueprint:
     """See ``dashboard``."""
     _check(bus, authorize=authorize, insecure=insecure)
+    accounts = Accounts(bus)
     blueprint = Blueprint(name, __name__)
     for routes in ROUTES:
         routes.add_to(blueprint)
@@ -56,6 +60,8 @@ def build(
                 key=_key(state.app, secret_key, insecure=insecure),
                 authorize=authorize,
                 insecure=insecure,
+                accounts=accounts,
+                registration=registration,
             ),
         )
 

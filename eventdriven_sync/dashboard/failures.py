@@ -13,6 +13,7 @@ from werkzeug.routing import RequestRedirect
 from werkzeug.wrappers import Response
 
 from eventdriven_sync.dashboard.access import Kind
+from eventdriven_sync.dashboard.passwords import TooBusy
 from eventdriven_sync.dashboard.rendering import render
 from eventdriven_sync.envelope import new_id
 from eventdriven_sync.errors import (
@@ -38,7 +39,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (InvalidEventId, 400),
     (CodecError, 400),
 )
-_AWAY = (StoreUnavailable, BrokerUnavailable, PublishOutcomeUnknown)
+_AWAY = (StoreUnavailable, BrokerUnavailable, PublishOutcomeUnknown, TooBusy)
 
 
 @attrs.frozen(kw_only=True)

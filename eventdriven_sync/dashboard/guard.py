@@ -14,7 +14,7 @@ from werkzeug.exceptions import (
 )
 from werkzeug.wrappers import Response
 
-from eventdriven_sync.dashboard.access import Access, Identity
+from eventdriven_sync.dashboard.access import Access, Identity, check_role
 from eventdriven_sync.dashboard.mount import Mount, Visit, is_loopback, is_plain_loopback, url
 from eventdriven_sync.errors import ConfigurationError, shorten
 
@@ -97,7 +97,7 @@ def _identify(here: Visit) -> Identity | None:
     if mount.insecure:
         return Identity(name="insecure", role="admin")
     if mount.authorize is None:
-        return None
+        return _signed_in(here)
     found = mount.authorize(request)
     if found is not None and not isinstance(found, Identity):
         raise ConfigurationError(
@@ -105,6 +105,15 @@ def _identify(here: Visit) -> Identity | None:
             field="authorize",
         )
     return found
+
+
+def _signed_in(here: Visit) -> Identity | None:
+    if here.fresh:
+        return None
+    user = here.mount.accounts.who(here.secret, background=here.access.background)
+    if user is None:
+        return None
+    return Identity(name=user.name, role=check_role(user.role), payloads=user.payloads, groups=user.groups)
 
 
 def _stranger(here: Visit) -> Response:

@@ -12,6 +12,7 @@ from werkzeug.wrappers import Response
 
 from eventdriven_sync.bus import EventBus
 from eventdriven_sync.dashboard.access import Access, Identity
+from eventdriven_sync.dashboard.accounts import Accounts
 from eventdriven_sync.dashboard.secrecy import new_secret, same, signed
 
 Authorize = Callable[[Request], Identity | None]
@@ -32,6 +33,8 @@ class Mount:
         key: what its tokens are signed with.
         authorize: the application's own authentication.
         insecure: anybody on this machine is an admin.
+        accounts: its own users, if neither is given.
+        registration: people may ask for an account.
     """
 
     bus: EventBus
@@ -40,6 +43,8 @@ class Mount:
     key: bytes
     authorize: Authorize | None
     insecure: bool
+    accounts: Accounts
+    registration: bool = False
 
     @property
     def signs_in(self) -> bool:
@@ -64,7 +69,6 @@ class Visit:
         secret: ties forms to the browser they were made for, and is the id of the session once signed in.
         fresh: the browser does not have the secret yet.
         identity: who it is, None if nobody knows.
-        session: the record of the session, if one is open.
     """
 
     mount: Mount
@@ -72,7 +76,6 @@ class Visit:
     secret: str
     fresh: bool
     identity: Identity | None = None
-    session: Any = None
     _cookies_due: bool = attrs.field(default=False, init=False)
 
     @classmethod

@@ -31,6 +31,10 @@ WORKERS = "workers"
 LEASES = "leases"
 STATS = "stats"
 AUDIT = "audit"
+# An application may well have users and sessions of its own in this database.
+USERS = "dashboard_users"
+SESSIONS = "dashboard_sessions"
+STRIKES = "dashboard_strikes"
 
 # What the connection string says about these is ignored: an accepted event must survive the loss of the
 # primary, and what decides (states, claims) must not be rolled back after it was read.
@@ -163,6 +167,19 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
         Index(name="who_at", keys=(("who", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
         Index(name="action_at", keys=(("action", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
         Index(name="touched_at", keys=(("ids", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
+    ),
+    USERS: (),
+    SESSIONS: (
+        # Ending all sessions of a user.
+        Index(
+            name="user_started", keys=(("user", ASCENDING), ("started_at", DESCENDING), ("_id", ASCENDING))
+        ),
+        # Those that have ended disappear.
+        Index(name="idle_until", keys=(("idle_until", ASCENDING),), expire_after=0),
+    ),
+    STRIKES: (
+        # Those that count no longer disappear.
+        Index(name="until", keys=(("until", ASCENDING),), expire_after=0),
     ),
 }
 

@@ -29,6 +29,7 @@ from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, error_code, tran
 from eventdriven_sync.stores.mongo_events import MongoEvents
 from eventdriven_sync.stores.mongo_figures import MongoFigures
 from eventdriven_sync.stores.mongo_info import gather
+from eventdriven_sync.stores.mongo_people import MongoPeople
 from eventdriven_sync.stores.mongo_trail import MongoTrail
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ class MongoStore:
         self.directory = MongoDirectory(self._link)
         self.figures = MongoFigures(self._link)
         self.trail = MongoTrail(self._link)
+        self.people = MongoPeople(self._link)
 
     @property
     def database(self) -> Database[dict[str, Any]]:

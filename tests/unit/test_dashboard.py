@@ -7,24 +7,12 @@ import pytest
 from flask import Flask, Request
 from flask.testing import FlaskClient
 
-from eventdriven_sync import EventBus
 from eventdriven_sync.dashboard import Identity, dashboard
 from eventdriven_sync.dashboard.headers import HEADERS
 from eventdriven_sync.errors import ConfigurationError, InvalidOption
+from tests.unit.dashboards import KEY, new_bus, site
 
-KEY = "0123456789abcdefghijklmnopqrstuvwxyz"
 OUTSIDE = {"base_url": "https://events.example", "environ_overrides": {"REMOTE_ADDR": "192.0.2.7"}}
-
-
-def new_bus() -> EventBus:
-    return EventBus(nats="memory://", mongo="memory://")
-
-
-def site(prefix: str = "/events", **options: Any) -> Flask:
-    app = Flask("site")
-    app.config["SECRET_KEY"] = KEY
-    app.register_blueprint(dashboard(new_bus(), **options), url_prefix=prefix)
-    return app
 
 
 def by_header(request: Request) -> Identity | None:

@@ -13,6 +13,7 @@ import attrs
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import StoreError, StoreUnavailable
 from eventdriven_sync.figures import AuditEntry
+from eventdriven_sync.people import User
 from eventdriven_sync.records import Delivery, HandlerRecord, Operation, WorkerRecord
 
 V = TypeVar("V")
@@ -38,6 +39,9 @@ class Tables:
     leases: dict[str, Lease] = attrs.field(factory=dict)
     stats: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     audit: dict[str, AuditEntry] = attrs.field(factory=dict)
+    users: dict[str, User] = attrs.field(factory=dict)
+    sessions: dict[str, Any] = attrs.field(factory=dict)
+    strikes: dict[str, Any] = attrs.field(factory=dict)
 
 
 class State:
