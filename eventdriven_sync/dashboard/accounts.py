@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from eventdriven_sync.bus import EventBus
 from eventdriven_sync.config import check_name
 from eventdriven_sync.dashboard.access import check_role
 from eventdriven_sync.dashboard.passwords import Hasher, check_password_rules
-from eventdriven_sync.envelope import utcnow
+from eventdriven_sync.envelope import new_id, utcnow
 from eventdriven_sync.errors import EventDrivenError, InvalidOption, NotFound, shorten
+from eventdriven_sync.figures import AuditEntry
 from eventdriven_sync.people import (
     MAX_USERS,
     People,
@@ -78,17 +79,21 @@ class Accounts:
                 f"user {known!r} would be {role}, and there is no admin yet: add one, with --role admin",
                 field="role",
             )
-        return self._store(
-            User(
-                name=known,
-                password=self._hasher.hash(password),
-                role=role,
-                payloads=payloads,
-                groups=tuple(check_name(group, what="group") for group in groups),
-                created_at=utcnow(),
-                created_by=by,
-            )
+        user = User(
+            name=known,
+            password=self._hasher.hash(password),
+            role=role,
+            payloads=payloads,
+            groups=tuple(check_name(group, what="group") for group in groups),
+            created_at=utcnow(),
+            created_by=by,
         )
+        if self._people.count_users() >= MAX_USERS:
+            raise InvalidOption(f"there are {MAX_USERS:,} users: no more can be added", limit=MAX_USERS)
+        if not self._people.add_user(user):
+            raise InvalidOption(f"user {known!r} exists already", field="name", value=known)
+        self._note("user_added", by=by, ids=[known], after=_shown(user))
+        return self.get(known)
 
     def register(self, name: str, password: str, *, address: str) -> None:
         """Somebody asks to be let in: a viewer once an admin approves. Whether the name is free is not told.
@@ -102,16 +107,16 @@ class Accounts:
         self._count([_address_key(address)], [MAX_PER_ADDRESS])
         if self._people.count_users(state="waiting") >= MAX_WAITING:
             raise Throttled("Too many people wait for approval; ask an admin.", after=WINDOW)
-        self._people.add_user(
-            User(
-                name=known,
-                password=self._hasher.hash(password),
-                role="viewer",
-                state="waiting",
-                created_at=utcnow(),
-                created_by=known,
-            )
+        user = User(
+            name=known,
+            password=self._hasher.hash(password),
+            role="viewer",
+            state="waiting",
+            created_at=utcnow(),
+            created_by=known,
         )
+        if self._people.add_user(user):
+            self._note("user_registered", by=known, ip=address, ids=[known], after=_shown(user))
 
     def find(self, *, state: UserState | None = None, limit: int = 100) -> list[User]:
         """Users by name."""
@@ -130,13 +135,19 @@ class Accounts:
             )
         return found
 
-    def change(self, name: str, change: UserChange) -> User:
-        """Change a user. Whoever gets another role, password or state has to sign in anew.
+    def change(self, name: str, change: UserChange, *, by: str, ip: str = "") -> User:
+        """Change a user, who has to sign in anew.
+
+        Args:
+            by: who does it, for the audit log.
+            ip: from where.
 
         Raises:
             NotFound: there is none of this name.
+            InvalidOption: the role is none, or a group's name cannot be used.
         """
-        known = self.get(name).name
+        before = self.get(name)
+        known = before.name
         if change.role is not None:
             check_role(change.role)
         for group in change.groups or ():
@@ -144,16 +155,19 @@ class Accounts:
         changed = self._people.change_user(known, change)
         # After the change: who signs in between the two signs in with what is new.
         self._people.end_sessions(known)
-        return changed or self.get(known)
+        after = changed or self.get(known)
+        action = "user_changed" if change.password is None else "password_changed"
+        self._note(action, by=by, ip=ip, ids=[known], before=_shown(before), after=_shown(after))
+        return after
 
-    def set_password(self, name: str, password: str) -> User:
+    def set_password(self, name: str, password: str, *, by: str, ip: str = "") -> User:
         """Another password; all sessions end.
 
         Raises:
             NotFound, InvalidOption.
         """
         known = self.get(name).name
-        return self.change(known, UserChange(password=self._hasher.hash(password)))
+        return self.change(known, UserChange(password=self._hasher.hash(password)), by=by, ip=ip)
 
     def is_empty(self) -> bool:
         """Whether nobody could sign in."""
@@ -173,10 +187,12 @@ class Accounts:
         self._count([by_name, by_address], [MAX_PER_ACCOUNT, MAX_PER_ADDRESS])
         user = self._people.user(name.lower()) if len(name) <= 64 else None
         if not self._hasher.matches(user.password if user else None, password) or user is None:
+            self._note("login_failed", by=name[:64], ip=address)
             raise SignInRefused("Name or password is wrong.")
         self._people.forgive(by_name)
         self._people.forgive(by_address, count=1)
         if user.state != "active":
+            self._note("login_failed", by=user.name, ip=address, after={"state": user.state})
             waits = user.state == "waiting"
             raise SignInRefused(
                 "An admin has to approve your account first." if waits else "Your account is disabled."
@@ -184,6 +200,7 @@ class Accounts:
         if self._hasher.is_outdated(user.password):
             self._people.change_user(user.name, UserChange(password=self._hasher.hash(password)))
         self._people.signed_in(user.name)
+        self._note("login", by=user.name, ip=address)
         return user
 
     def open_session(self, user: User, secret: str, *, address: str) -> None:
@@ -224,12 +241,26 @@ class Accounts:
         self._bus.open()
         return self._bus.store.people
 
-    def _store(self, user: User) -> User:
-        if self._people.count_users() >= MAX_USERS:
-            raise InvalidOption(f"there are {MAX_USERS:,} users: no more can be added", limit=MAX_USERS)
-        if not self._people.add_user(user):
-            raise InvalidOption(f"user {user.name!r} exists already", field="name", value=user.name)
-        return self.get(user.name)
+    def _note(
+        self,
+        action: str,
+        *,
+        by: str,
+        ip: str = "",
+        ids: Sequence[str] = (),
+        before: Mapping[str, object] | None = None,
+        after: Mapping[str, object] | None = None,
+    ) -> None:
+        entry = AuditEntry(
+            id=new_id(),
+            who=by or "-",
+            ip=ip,
+            action=action,
+            ids=tuple(ids),
+            before=before or {},
+            after=after or {},
+        )
+        self._bus.store.trail.record(entry)
 
     def _count(self, keys: Sequence[str], limits: Sequence[int]) -> None:
         strikes = self._people.strike(keys, window=WINDOW)
@@ -257,3 +288,13 @@ def _address_key(address: str) -> str:
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
         return f"address:{ipaddress.ip_network((found, 64), strict=False)}"
     return f"address:{getattr(found, 'ipv4_mapped', None) or found}"
+
+
+def _shown(user: User) -> dict[str, object]:
+    """What the audit trail keeps of a user: not the hash."""
+    return {
+        "role": user.role,
+        "state": user.state,
+        "payloads": user.payloads,
+        "groups": list(user.groups),
+    }

@@ -14,6 +14,7 @@ from eventdriven_sync.bus import EventBus
 from eventdriven_sync.dashboard.access import Access, Identity
 from eventdriven_sync.dashboard.accounts import Accounts
 from eventdriven_sync.dashboard.secrecy import new_secret, same, signed
+from eventdriven_sync.monitor import Monitor
 
 Authorize = Callable[[Request], Identity | None]
 
@@ -136,6 +137,11 @@ def visit() -> Visit:
 def bus() -> EventBus:
     """Whose events the present request is about."""
     return visit().mount.bus
+
+
+def monitor() -> Monitor:
+    """What the present request asks, and does things with."""
+    return Monitor(bus())
 
 
 def identity() -> Identity:

@@ -14,6 +14,7 @@ from eventdriven_sync.dashboard.accounts import Accounts, SignInRefused, Throttl
 from eventdriven_sync.dashboard.passwords import METHOD, Hasher
 from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import InvalidOption, NotFound
+from eventdriven_sync.monitor import Monitor
 from eventdriven_sync.people import UserChange
 from eventdriven_sync.stores.memory import MemoryStore
 from tests.unit.dashboards import CHEAP, PASSWORD, Browser, accounts_of, new_bus, site
@@ -150,9 +151,9 @@ def test_names_differ_by_more_than_case(accounts: Accounts) -> None:
 
 def test_changing_who_is_not_there_is_an_error(accounts: Accounts) -> None:
     with pytest.raises(NotFound, match="no user is called 'eve'"):
-        accounts.change("eve", UserChange(role="admin"))
+        accounts.change("eve", UserChange(role="admin"), by="test")
     with pytest.raises(InvalidOption, match="viewer, operator, admin"):
-        accounts.change("ada", UserChange(role="root"))
+        accounts.change("ada", UserChange(role="root"), by="test")
 
 
 # --- sessions -------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def test_whoever_is_changed_has_to_sign_in_anew(
     browser: Browser, accounts: Accounts, change: UserChange
 ) -> None:
     browser.sign_in("ada")
-    accounts.change("ada", change)
+    accounts.change("ada", change, by="test")
     assert browser.get("/").status_code == 303
 
 
@@ -249,7 +250,7 @@ def test_another_password_ends_all_sessions(app: Flask, browser: Browser, accoun
     other = Browser(app)
     for each in (browser, other):
         each.sign_in("ada")
-    accounts.set_password("ada", "another horse battery")
+    accounts.set_password("ada", "another horse battery", by="test")
     assert [each.get("/").status_code for each in (browser, other)] == [303, 303]
     assert browser.sign_in("ada").status_code == 401
     assert browser.sign_in("ada", "another horse battery").status_code == 303
@@ -371,6 +372,37 @@ def test_an_address_that_a_client_claims_does_not_count(browser: Browser) -> Non
     assert codes[-1] == 429
 
 
+# --- the audit log ----------------------------------------------------------------------------------------
+
+
+def test_who_signs_in_or_fails_to_stands_in_the_audit_log(
+    bus: EventBus, browser: Browser, clock: Clock
+) -> None:
+    for name, password in (("ada", "wrong horse"), ("nobody", "wrong horse"), ("ada", PASSWORD)):
+        clock.advance(seconds=1)
+        browser.sign_in(name, password)
+    entries = Monitor(bus).audit_log(limit=3).items
+    assert [(each.action, each.who, each.ip) for each in entries] == [
+        ("login", "ada", "127.0.0.1"),
+        ("login_failed", "nobody", "127.0.0.1"),
+        ("login_failed", "ada", "127.0.0.1"),
+    ]
+
+
+def test_what_is_changed_about_users_stands_in_the_audit_log(
+    bus: EventBus, accounts: Accounts, clock: Clock
+) -> None:
+    clock.advance(seconds=1)
+    accounts.change("ada", UserChange(role="operator"), by="root", ip="192.0.2.1")
+    clock.advance(seconds=1)
+    accounts.set_password("ada", "another horse battery", by="root")
+    password, role, added = Monitor(bus).audit_log(touched="ada").items
+    assert (role.who, role.ip, role.action) == ("root", "192.0.2.1", "user_changed")
+    assert (role.before["role"], role.after["role"]) == ("viewer", "operator")
+    assert (password.action, added.action) == ("password_changed", "user_added")
+    assert CHEAP not in repr((password, role, added))
+
+
 # --- where to afterwards --------------------------------------------------------------------------------
 
 EVIL = [
@@ -441,7 +473,7 @@ def test_an_account_that_was_asked_for_opens_once_it_is_approved(
     assert refused.status_code == 401
     assert "approve your account" in refused.text
     assert "approve" not in browser.sign_in("eve", "wrong horse battery").text
-    accounts.change("eve", UserChange(state="active"))
+    accounts.change("eve", UserChange(state="active"), by="test")
     assert browser.sign_in("eve").status_code == 303
 
 
