@@ -45,11 +45,13 @@ EMBEDDED = [
 DEMO = [*CLI, *FAST, *FLASK, *DASHBOARD, *EMBEDDED]
 TEST = [
     *DEMO,
+    "gunicorn>=22",
     "hypothesis>=6.100",
     "mypy>=2.4",
     "pytest>=9",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "sybil>=9",
 ]
 DOCS = ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"]
 # The formatter's style changes between minor versions: one version range for everybody.

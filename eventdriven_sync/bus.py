@@ -308,6 +308,11 @@ class EventBus:
         """
         return self.store.client
 
+    @property
+    def opened(self) -> bool:
+        """Whether it has been used."""
+        return self._opened
+
     def open(self, *, timeout: float | None = None) -> None:
         """Connect and register handlers that are not yet. Every use does this by itself.
 

@@ -252,7 +252,7 @@ class Settings:
         fields = {f"{PREFIX}{field.name.upper()}": field for field in attrs.fields(cls)}
         for variable in environ:
             if variable.startswith(PREFIX) and variable not in fields:
-                _check_misspelt(variable, list(fields))
+                check_misspelt(variable, list(fields))
         found = {
             field.name: _read(variable, environ[variable], field.default)
             for variable, field in fields.items()
@@ -261,7 +261,8 @@ class Settings:
         return cls(**found)
 
 
-def _check_misspelt(variable: str, known: list[str]) -> None:
+def check_misspelt(variable: str, known: list[str]) -> None:
+    """ConfigurationError if a name that is no setting resembles one."""
     # The prefix is cut off, or every name would resemble every other.
     names = [name.removeprefix(PREFIX) for name in known]
     name = re.sub("_UR[IL]$", "", variable.removeprefix(PREFIX))

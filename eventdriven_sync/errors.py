@@ -124,7 +124,7 @@ class PayloadNotSerializable(CodecError):
 
 
 class PayloadTooLarge(CodecError):
-    """The encoded event exceeds the limit."""
+    """The encoded event, or a reply that is to be kept, exceeds the limit."""
 
 
 class PayloadTooDeep(CodecError):

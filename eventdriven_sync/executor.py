@@ -356,13 +356,19 @@ class Executor:
         return settlements
 
 
-def failure_of(error: BaseException, attempt: Attempt | None = None, *, worker: str = "") -> Failure:
-    """An exception as it is kept on record: class, text and stack, each cut to its limit."""
+def failure_of(
+    error: BaseException, attempt: Attempt | None = None, *, worker: str = "", below: str = __name__
+) -> Failure:
+    """An exception as it is kept on record: class, text and stack, each cut to its limit.
+
+    Args:
+        below: the module whose frames, and what called it, say nothing: the stack begins below them.
+    """
     delivery = attempt.delivery if attempt else None
     return Failure(
         error_type=type(error).__name__,
         message=text_of(error),
-        traceback=stack_of(error, below=__name__),
+        traceback=stack_of(error, below=below),
         failed_at=utcnow(),
         attempt=delivery.attempts if delivery else 1,
         generation=delivery.generation if delivery else 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.config import check_name
@@ -11,7 +11,8 @@ from eventdriven_sync.handlers import DEFAULT_TIMEOUT, Start, make_batch_options
 from eventdriven_sync.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from eventdriven_sync.bus import EventBus, Receipt
+    from eventdriven_sync.bus import Receipt
+    from eventdriven_sync.topology import Topology
 
 E = TypeVar("E")
 E2 = TypeVar("E2")
@@ -32,10 +33,41 @@ class HandlerOptions(TypedDict, total=False):
     start: Start
 
 
+class Owner(Protocol):
+    """What a group belongs to: a bus, or an extension that has one bus for each application."""
+
+    @property
+    def topology(self) -> Topology:
+        """Where its handlers are registered."""
+
+    def publish(
+        self,
+        event: object,
+        *,
+        event_id: str | None = None,
+        idempotency_key: str | None = None,
+        immediate: bool = False,
+        timeout: float | None = None,
+        source: str = "",
+    ) -> Receipt:
+        """``EventBus.publish``."""
+
+    def publish_many(
+        self,
+        events: Sequence[object],
+        *,
+        event_ids: Sequence[str] | None = None,
+        immediate: bool = False,
+        timeout: float | None = None,
+        source: str = "",
+    ) -> list[Receipt]:
+        """``EventBus.publish_many``."""
+
+
 class Group:
     """A consumer group (module): every process that runs it shares its work. Made by ``bus.group``."""
 
-    def __init__(self, bus: EventBus, name: str) -> None:
+    def __init__(self, bus: Owner, name: str) -> None:
         self.name = check_name(name, what="group")
         self._bus = bus
 

@@ -107,8 +107,8 @@ class OperationScope(ContextDecorator):
         self._operation = Operation(
             id=self.id,
             parent_id=context.current_operation_id(),
-            variables=self._bus.codec.plain(self._variables),
-            details=self._bus.codec.plain(self._details),
+            variables=self._plain(self._variables),
+            details=self._plain(self._details),
             started_at=utcnow(),
             **self._given,  # type: ignore[arg-type]
         )
@@ -127,40 +127,49 @@ class OperationScope(ContextDecorator):
         Raises:
             StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied, ConfigurationError.
         """
-        assert self._operation is not None
         seconds = timeout or self._bus.settings.publish_timeout
         self._bus.open(timeout=seconds)
-        self._bus.store.events.save_operation(self._operation, timeout=seconds)
+        self._bus.store.events.save_operation(self._begun(), timeout=seconds)
         self._stored = True
 
-    def end(
+    def describe(
         self,
-        failure: Failure | None = None,
         *,
         variables: Mapping[str, Any] | None = None,
         details: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        user: str | None = None,
     ) -> None:
+        """Say more about it while it runs; stored with its next state.
+
+        Args:
+            variables: they replace those it was begun with.
+            details: they are added to those that are known.
+            user: on whose behalf.
+        """
+        running = self._begun()
+        kept = running.variables if variables is None else self._plain(_mapping(variables, "variables"))
+        self._operation = attrs.evolve(
+            running,
+            variables=kept,
+            details={**running.details, **self._plain(_mapping(details or {}, "details"))},
+            user=_text(user, "user") if user else running.user,
+        )
+
+    def end(self, failure: Failure | None = None, *, timeout: float | None = None) -> None:
         """It has ended: with a failure, or well. What is published from now on no longer belongs to it.
 
         Args:
-            variables: what replaces the variables it was begun with.
-            details: what is added to its details.
             timeout: seconds for storing it, ``settings.publish_timeout`` by default.
 
         Raises:
             what ``store`` raises; it has ended all the same.
         """
-        assert self._operation is not None
         self._leave()
-        plain = self._bus.codec.plain
         self._operation = attrs.evolve(
-            self._operation,
+            self._begun(),
             status="failed" if failure else "succeeded",
             error=failure,
             finished_at=utcnow(),
-            variables=self._operation.variables if variables is None else plain(dict(variables)),
-            details={**self._operation.details, **plain(dict(details or {}))},
         )
         self.store(timeout=timeout)
 
@@ -171,11 +180,18 @@ class OperationScope(ContextDecorator):
         else:
             self._leave()
 
+    def _plain(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values of the caller, JSON-safe."""
+        return self._bus.codec.plain(values) if values else {}
+
+    def _begun(self) -> Operation:
+        if self._operation is None:
+            raise InvalidOption(f"operation {self.id} has not begun: call begin() first", field="operation")
+        return self._operation
+
     def _leave(self) -> None:
         # Not by a token: a request may end in another context than it began in.
         context.origin.set(self._outer)
-        if self._own is not None:
-            self._own.before_publishing = None
 
     def _store_once(self) -> None:
         if not self._stored:

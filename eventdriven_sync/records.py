@@ -1,4 +1,4 @@
-"""What the event store holds: operations, deliveries, handlers and workers, as immutable values."""
+"""What the event store holds: operations, deliveries, handlers, workers and replies, as immutable values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any, Literal
 import attrs
 
 from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.errors import PayloadNotSerializable, PayloadTooLarge, shorten
 from eventdriven_sync.fingerprint import fingerprint
 from eventdriven_sync.outcome import FINAL_STATES, DeliveryState, Failure, Outcome
 
+MAX_REPLY = 8 * 1024 * 1024
+"""Bytes of headers and body; a document of MongoDB holds twice as much."""
+
 OperationStatus = Literal["running", "succeeded", "failed"]
+IdempotencyState = Literal["mine", "running", "answered"]
 
 
 @attrs.frozen(kw_only=True)
@@ -198,3 +203,57 @@ class WorkerRecord:
     running: tuple[str, ...]
     started_at: datetime
     seen_at: datetime
+
+
+@attrs.frozen(kw_only=True)
+class Reply:
+    """The answer to an idempotent request, kept to be given again.
+
+    Attributes:
+        headers: in order; a name may come more than once.
+        operation_id: the operation that the request was.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    operation_id: str | None
+
+
+@attrs.frozen(kw_only=True)
+class IdempotencyRecord:
+    """What is known of an idempotency key at the moment it is asked for.
+
+    Attributes:
+        key: as the caller gave it.
+        fingerprint: of the first request with this key; one with another fingerprint is another request.
+        state: ``mine``: this call has claimed the key and must finish or abandon it with ``token``;
+            ``running``: somebody else has; ``answered``: ``reply`` is what the first request got.
+        token: who has claimed or answered it.
+    """
+
+    key: str
+    fingerprint: str
+    state: IdempotencyState
+    token: str
+    reply: Reply | None = None
+
+
+def check_reply(reply: Reply) -> None:
+    """PayloadTooLarge or PayloadNotSerializable unless the store can keep it."""
+    size = len(reply.body)
+    for name, value in reply.headers:
+        try:
+            size += len(name.encode()) + len(value.encode())
+        except UnicodeEncodeError as error:
+            raise PayloadNotSerializable(
+                f"header {shorten(name)} of the reply is {shorten(value)}: give text that UTF-8 can carry",
+                field=name,
+            ) from error
+    if size > MAX_REPLY:
+        raise PayloadTooLarge(
+            f"the reply has {size:,} bytes of headers and body, limit {MAX_REPLY:,}: store the content "
+            "elsewhere and answer with its address, or do not keep this reply",
+            size=size,
+            limit=MAX_REPLY,
+        )

@@ -23,7 +23,9 @@ from eventdriven_sync.people import People
 from eventdriven_sync.records import (
     Delivery,
     HandlerRecord,
+    IdempotencyRecord,
     Operation,
+    Reply,
     Settlement,
     WorkerRecord,
 )
@@ -326,6 +328,49 @@ class Directory(Protocol):
         """Per-minute documents since then."""
 
 
+class IdempotencyStore(Protocol):
+    """Requests that are run once per key: who runs one, and what it was answered. By the server's clock.
+
+    A record lives ``keep`` seconds and is absent afterwards; until then no request with another fingerprint
+    runs under its key, whatever became of the first one, unless that was abandoned.
+    """
+
+    def begin(
+        self, key: str, *, fingerprint: str, token: str, lease: float, keep: float
+    ) -> IdempotencyRecord:
+        """Claim the key for a request, or say what is there.
+
+        Args:
+            key: 1 to 200 characters, and as unforgeable as it should be: the caller checks it.
+            fingerprint: of the request. The answer has that of the first request with this key: compare them
+                before anything else, a different one is a different request, whatever the state.
+            token: identifies this attempt and no other. Calling it again with the same token is safe and
+                prolongs the lease.
+            lease: seconds for which the claim is held without a word. Then a request with the same
+                fingerprint may take it over, since the process that had it is taken for dead. One with
+                another fingerprint never does: it is told ``running`` until the record is absent.
+            keep: seconds from now until the record is absent; at least ``lease``.
+        """
+
+    def finish(self, key: str, *, token: str, reply: Reply, keep: float) -> bool:
+        """Keep the reply for ``keep`` seconds from now.
+
+        False if ``token`` does not own the record any more: it was taken over, abandoned, or is absent. A
+        lease that is over and was not taken over does not matter. Once answered, the first reply stays:
+        finishing again with the same token is True and changes nothing.
+
+        Raises:
+            PayloadTooLarge: headers and body have more than 8 MiB; the record is still running.
+            PayloadNotSerializable: a header is no text that UTF-8 can carry.
+        """
+
+    def abandon(self, key: str, *, token: str) -> None:
+        """Forget the running record that ``token`` owns, so that the next request with this key runs.
+
+        Nothing happens if it was answered, taken over or is absent.
+        """
+
+
 class Store(Protocol):
     """The event store: views on one database, and its transactions."""
 
@@ -352,6 +397,10 @@ class Store(Protocol):
     @property
     def people(self) -> People:
         """Users of the dashboard, their sessions and tries."""
+
+    @property
+    def idempotency(self) -> IdempotencyStore:
+        """Requests that are run once per key."""
 
     @property
     def client(self) -> Any:

@@ -33,7 +33,7 @@ LAYERS = {
     EXECUTION: "executor batching handlers middleware settling recovery reconciler pool lanes stats",
     MODEL: (
         "_version broker codec config context envelope errors events figures fingerprint outcome payload "
-        "people records retry shapes store telemetry upcasting"
+        "people records redaction retry sensitive shapes store telemetry upcasting"
     ),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -47,7 +47,7 @@ FOREIGN = {
     "bson": r"stores/.*|codec\.py|shapes\.py",
     "flask": r"flask/.*|dashboard/.*",
     "jinja2": r"dashboard/.*",
-    "click": r"cli/.*|demo\.py|__main__\.py",
+    "click": r"cli/.*|flask/commands\.py|demo\.py|__main__\.py",
     "rich": r"cli/.*|demo\.py",
     "celery": r"celery\.py",
 }

@@ -39,7 +39,8 @@ program = Root(
 )
 click.version_option(__version__, prog_name="eventdriven", help="Show the version.")(program)
 
-for _command in (
+# Those that work with an application's bus: ``flask events`` has them as well.
+COMMANDS: tuple[click.Command, ...] = (
     running.worker,
     publishing.publish,
     operations.chain,
@@ -51,10 +52,9 @@ for _command in (
     health.doctor,
     health.streams,
     running.dev,
-    running.demo,
-    configuration.config,
-    configuration.completion,
-):
+)
+
+for _command in (*COMMANDS, running.demo, configuration.config, configuration.completion):
     program.add_command(_command)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from eventdriven_sync.cli.words import did_you_mean, listed
-from eventdriven_sync.errors import ConfigurationError, shorten
+from eventdriven_sync.errors import ConfigurationError, EventDrivenError, shorten
 
 if TYPE_CHECKING:
     from eventdriven_sync.bus import EventBus
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 def load_bus(target: str) -> EventBus:
     """The bus that ``module:attribute`` names; the working directory is searched first.
 
+    The attribute may also be an application that has one (``app.extensions["eventdriven"]``), or a function
+    without parameters that makes either: ``blog:create_app`` or ``blog:create_app()``.
+
     Raises:
         ConfigurationError: naming the part that is missing, and what is there instead.
     """
-    from eventdriven_sync.bus import EventBus
-
     module_name, _, path = target.partition(":")
     if not module_name or not path:
         raise ConfigurationError(
@@ -30,13 +33,34 @@ def load_bus(target: str) -> EventBus:
         )
     module = _import(module_name)
     found: Any = module
-    for name in path.split("."):
+    for name in path.removesuffix("()").split("."):
         found = _attribute(found, name, module)
-    if not isinstance(found, EventBus):
+    if inspect.isfunction(found):
+        found = _made_by(found, target)
+    bus = _bus_in(found)
+    if bus is None:
         raise ConfigurationError(
             f"--app {target} is {_article(found)}, not an EventBus; {_buses_of(module)}", field="app"
         )
-    return found
+    return bus
+
+
+def _made_by(factory: Callable[[], Any], target: str) -> Any:
+    try:
+        return factory()
+    except EventDrivenError:
+        raise
+    except Exception as error:  # foreign code runs
+        raise _failed(target, error, doing="calling") from error
+
+
+def _bus_in(found: Any) -> EventBus | None:
+    from eventdriven_sync.bus import EventBus
+
+    extensions = getattr(found, "extensions", None)
+    if isinstance(extensions, dict) and "eventdriven" in extensions:
+        found = getattr(extensions["eventdriven"], "bus", None)
+    return found if isinstance(found, EventBus) else None
 
 
 def _import(name: str) -> ModuleType:
@@ -58,9 +82,9 @@ def _import(name: str) -> ModuleType:
         raise _failed(name, error) from error
 
 
-def _failed(name: str, error: Exception) -> ConfigurationError:
+def _failed(name: str, error: Exception, *, doing: str = "importing") -> ConfigurationError:
     return ConfigurationError(
-        f"--app: importing {name!r} failed with {type(error).__name__}: {error} (--debug shows where)",
+        f"--app: {doing} {name!r} failed with {type(error).__name__}: {error} (--debug shows where)",
         field="app",
     )
 
@@ -85,7 +109,9 @@ def _buses_of(module: ModuleType) -> str:
 
 def _article(value: object) -> str:
     name = value.__name__ if isinstance(value, type) else type(value).__name__
-    return f"the class {name}" if isinstance(value, type) else f"a {name}"
+    if isinstance(value, type):
+        return f"the class {name}"
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _modules_here() -> list[str]:

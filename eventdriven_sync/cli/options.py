@@ -77,7 +77,9 @@ class Command(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its own, those of all commands, ``--help``."""
         own = super().get_params(ctx)
-        return [*own[: len(self.params)], *_EVERYWHERE, *own[len(self.params) :]]
+        session = ctx.find_object(Session)
+        everywhere = [each for each in _EVERYWHERE if each.name != "app" or not (session and session.bound)]
+        return [*own[: len(self.params)], *everywhere, *own[len(self.params) :]]
 
 
 class Group(click.Group):

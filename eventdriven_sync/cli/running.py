@@ -88,7 +88,7 @@ def worker(
         from eventdriven_sync.processes import run_processes
 
         child = _child(session, groups, handlers, threads, grace, log_level)
-        code = run_processes(child, processes=processes, grace=grace)
+        code = run_processes(child, processes=processes, grace=grace, command=session.program)
     click.get_current_context().exit(code)
 
 
@@ -101,9 +101,9 @@ def _child(
     log_level: str,
 ) -> list[str]:
     """What each of several processes is called with."""
-    line = ["--app", str(session.app)]
-    line += ["--debug"] if session.debug else []
-    line += ["worker", "--threads", str(threads), "--grace", str(grace), "--log-level", log_level]
+    line = [] if session.bound else ["--app", str(session.app)]
+    line += ["worker", *(["--debug"] if session.debug else [])]
+    line += ["--threads", str(threads), "--grace", str(grace), "--log-level", log_level]
     line += [word for group in groups for word in ("--group", group)]
     line += [word for handler in handlers for word in ("--handler", handler)]
     return line + (["--json"] if session.out.json else [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import traceback
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,10 +26,12 @@ from eventdriven_sync.errors import (
     StoreUnavailable,
     StreamConflict,
 )
+from eventdriven_sync.processes import COMMAND
 
 if TYPE_CHECKING:
     from eventdriven_sync.bus import EventBus
 
+FLUSH = 2.0
 FAILED = 1
 USAGE = 2
 UNREACHABLE = 3
@@ -54,18 +57,32 @@ class Unreachable(EventDrivenError):
 class Session:
     """What a command works with. One thread only.
 
+    Args:
+        bus: gives the bus of an application that runs these commands as its own; ``--app`` has no place then.
+        program: what runs these commands in another process.
+
     Attributes:
         app: ``module:bus``, or None.
+        program: as given.
         debug: show stacks of errors.
         out: where results go.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, bus: Callable[[], EventBus] | None = None, program: Sequence[str] = COMMAND
+    ) -> None:
         self.app: str | None = None
         self.debug = False
         self.out = Output()
+        self.program = tuple(program)
+        self._given = bus
         self._app_bus: EventBus | None = None
         self._bus: EventBus | None = None
+
+    @property
+    def bound(self) -> bool:
+        """Whether the application is known without ``--app``."""
+        return self._given is not None
 
     def bus(self) -> EventBus:
         """A bus to look at things with; see ``unopened_bus``."""
@@ -77,7 +94,7 @@ class Session:
         """The bus of the environment or of ``--app``, without its handlers: looking subscribes nobody."""
         from eventdriven_sync.bus import EventBus
 
-        if self._bus is None and self.app:
+        if self._bus is None and (self.app or self._given):
             app = self.app_bus()
             self._bus = EventBus(settings=app.settings, broker=app.broker, store=app.store)
         if self._bus is None:
@@ -91,23 +108,29 @@ class Session:
             UsageError: no ``--app`` was given.
             ConfigurationError: it cannot be loaded.
         """
-        if not self.app:
+        if self._given and self._app_bus is None:
+            self._app_bus = self._given()
+        if not self.app and self._app_bus is None:
             raise click.UsageError(
                 "this needs the application's bus: --app module:bus, or EVENTDRIVEN_APP=module:bus"
             )
         if self._app_bus is None:
-            self._app_bus = load_bus(self.app)
+            self._app_bus = load_bus(str(self.app))
         return self._app_bus
 
     def close(self) -> None:
-        """Disconnect: what was published is on its way."""
+        """Disconnect: what was published is on its way. An application that goes on keeps its bus open."""
+        if self._given is not None:
+            if self._app_bus is not None and self._app_bus.opened:
+                self._app_bus.flush(timeout=FLUSH)
+            return
         for bus in (self._bus, self._app_bus):
             if bus is not None:
-                bus.close(timeout=2.0)
+                bus.close(timeout=FLUSH)
 
 
-class Root(click.Group):
-    """The program: errors become one line on the error output and an exit code."""
+class Reporting(click.Group):
+    """A group whose errors become one line on the error output and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
@@ -123,6 +146,10 @@ class Root(click.Group):
         except Exception as error:  # the border to the user: whatever it is becomes a line and a code
             _report(error, debug=session.debug)
             ctx.exit(exit_code(error))
+
+
+class Root(Reporting):
+    """The program ``eventdriven``."""
 
 
 def exit_code(error: Exception) -> int:

@@ -35,6 +35,7 @@ AUDIT = "audit"
 USERS = "dashboard_users"
 SESSIONS = "dashboard_sessions"
 STRIKES = "dashboard_strikes"
+IDEMPOTENCY = "idempotency"
 
 # What the connection string says about these is ignored: an accepted event must survive the loss of the
 # primary, and what decides (states, claims) must not be rolled back after it was read.
@@ -180,6 +181,10 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
     STRIKES: (
         # Those that count no longer disappear.
         Index(name="until", keys=(("until", ASCENDING),), expire_after=0),
+    ),
+    IDEMPOTENCY: (
+        # Removes what is absent already; nothing is found by it.
+        Index(name="expires", keys=(("expires_at", ASCENDING),), expire_after=0),
     ),
 }
 

@@ -28,6 +28,7 @@ from eventdriven_sync.stores.mongo_directory import MongoDirectory
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, error_code, translated
 from eventdriven_sync.stores.mongo_events import MongoEvents
 from eventdriven_sync.stores.mongo_figures import MongoFigures
+from eventdriven_sync.stores.mongo_idempotency import MongoIdempotency
 from eventdriven_sync.stores.mongo_info import gather
 from eventdriven_sync.stores.mongo_people import MongoPeople
 from eventdriven_sync.stores.mongo_trail import MongoTrail
@@ -80,6 +81,7 @@ class MongoStore:
         self.figures = MongoFigures(self._link)
         self.trail = MongoTrail(self._link)
         self.people = MongoPeople(self._link)
+        self.idempotency = MongoIdempotency(self._link)
 
     @property
     def database(self) -> Database[dict[str, Any]]:

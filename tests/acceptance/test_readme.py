@@ -114,6 +114,20 @@ def test_everything_else_the_readme_shows_runs(shell: Shell) -> None:
     assert "User.nameUpdated" in shell.run("eventdriven --app more:bus events list")
 
 
+def test_the_flask_application_of_the_readme_serves_and_handles(shell: Shell) -> None:
+    log = shell.start("eventdriven --app web:create_app worker")
+    eventually(lambda: "runs Mailing.greet" in log.read_text(), timeout=30)
+    request = (
+        "from web import create_app; answer = create_app().test_client().post('/users/42/name', "
+        "json={'first_name': 'Ada', 'last_name': 'Lovelace'}); print(answer.headers['X-Operation-Id'])"
+    )
+    operation = shell.run(f'{sys.executable} -c "{request}"').strip()
+    eventually(lambda: "web greets Ada" in log.read_text(), timeout=30)
+    shown = shell.run(f"{sys.executable} -m flask --app web:create_app events chain {operation}")
+    assert "Mailing.greet" in shown
+    assert "rename" in shown
+
+
 def test_every_command_in_the_table_exists(shell: Shell) -> None:
     table = re.findall(r"^\| (.*?) \|", README, re.M)
     named = {shlex.split(part)[0] for row in table for part in re.findall(r"`eventdriven ([a-z ]+)", row)}

@@ -16,6 +16,7 @@ from eventdriven_sync.records import (
     HandlerRecord,
     Operation,
     RawMessage,
+    Reply,
     Settlement,
     WorkerRecord,
     delivery_id,
@@ -142,6 +143,15 @@ class Samples:
             options={"threads": 4},
         )
         return attrs.evolve(record, **changes)
+
+    def reply(self, **changes: Any) -> Reply:
+        reply = Reply(
+            status=201,
+            headers=(("Content-Type", "application/json"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=ä")),
+            body=b'{"id": 7}\x00\xff',
+            operation_id=self.operation_id,
+        )
+        return attrs.evolve(reply, **changes)
 
     def worker(self, **changes: Any) -> WorkerRecord:
         worker = WorkerRecord(

@@ -233,6 +233,13 @@ CALLS: dict[str, Callable[[Store, Samples], Any]] = {
     "forget worker": lambda store, given: store.directory.forget_worker("x"),
     "write stats": lambda store, given: store.directory.write_stats([{"_id": "x", "minute": given.now}]),
     "stats": lambda store, given: store.directory.stats(since=given.now),
+    "begin": lambda store, given: store.idempotency.begin(
+        given.tag, fingerprint="f", token="t", lease=1, keep=1
+    ),
+    "finish": lambda store, given: store.idempotency.finish(
+        given.tag, token="t", reply=given.reply(), keep=1
+    ),
+    "abandon": lambda store, given: store.idempotency.abandon(given.tag, token="t"),
     "transaction": lambda store, given: store.run_transaction(
         lambda session: store.events.append([given.event()], timeout=0.2, session=session), timeout=0.2
     ),

@@ -82,6 +82,7 @@ def calls(store: MongoStore, given: Samples) -> dict[str, Callable[[], Any]]:
         "claim": lambda: store.deliveries.claim_due(["A.b"], limit=1, lease=1, worker="w", token="t"),
         "states": lambda: store.deliveries.states(["A.b:1"]),
         "renew": lambda: store.deliveries.renew(["A.b:1"], token="t", lease=1),
+        "begin": lambda: store.idempotency.begin("key", fingerprint="f", token="t", lease=1, keep=1),
         "heartbeat": lambda: store.directory.heartbeat(given.worker()),
         "transaction": lambda: store.run_transaction(
             lambda session: store.events.append([given.event()], timeout=SHORT, session=session),

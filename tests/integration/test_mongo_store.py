@@ -12,7 +12,9 @@ import pymongo
 import pytest
 from bson.son import SON
 from pymongo import monitoring
+from pymongo.collection import Collection
 from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
 
 from eventdriven_sync.devserver.mongod import Mongod
 from eventdriven_sync.devserver.process import LocalServer, ServerBinaryMissing
@@ -139,6 +141,13 @@ def use_everything(store: MongoStore, given: Samples) -> None:
     directory.write_stats([{"_id": "a", "minute": given.now, "failed": 1}])
     directory.stats(since=given.at(-60))
     store.trail.record(AuditEntry(id=new_id(), who="ada", action="retry", ids=(events[0].id,)))
+    request: dict[str, Any] = {"fingerprint": "f", "lease": 30, "keep": 60}
+    for token in ("t", "other", "t"):
+        store.idempotency.begin("key", token=token, **request)
+    assert store.idempotency.finish("key", token="t", reply=given.reply(), keep=60)
+    assert store.idempotency.begin("key", token="other", **request).reply == given.reply()
+    store.idempotency.begin("abandoned", token="t", **request)
+    store.idempotency.abandon("abandoned", token="t")
     figure_everything(store, given)
 
 
@@ -256,6 +265,11 @@ def test_what_happens_often_takes_few_round_trips(
     again = [attrs.evolve(each, token="c", claimed=True) for each in failed]
     assert sent(lambda: store.deliveries.settle(again)) == ["update"]
     assert sent(lambda: store.deliveries.claim_due(["Blog.other"], **claim)) == ["find"]
+    request: dict[str, Any] = {"fingerprint": "f", "token": "t", "lease": 30, "keep": 60}
+    assert sent(lambda: store.idempotency.begin("key", **request)) == ["findAndModify"]
+    answer = {"token": "t", "reply": given.reply(), "keep": 60}
+    assert sent(lambda: store.idempotency.finish("key", **answer)) == ["update"]
+    assert sent(lambda: store.idempotency.abandon("key", token="t")) == ["delete"]
     assert sent(lambda: store.open(timeout=TIMEOUT)) == []
 
 
@@ -593,6 +607,42 @@ def test_workers_claiming_at_the_same_time_never_share_a_delivery(
         claimed = [key for each in pool.map(work, range(6)) for key in each]
     other.close()
     assert len(claimed) == len(set(claimed)) == 300
+
+
+def test_the_reply_to_a_request_is_kept_as_binary_until_a_time_the_server_knows(
+    store: MongoStore, given: Samples, stored: Database[Any]
+) -> None:
+    store.idempotency.begin("key", fingerprint="f", token="t", lease=30, keep=60)
+    assert store.idempotency.finish("key", token="t", reply=given.reply(), keep=3600)
+    document = stored.idempotency.find_one({})
+    assert document is not None
+    assert document["reply"]["body"] == given.reply().body
+    assert stored.idempotency.count_documents({"reply.body": {"$type": "binData"}}) == 1
+    left = document["expires_at"] - store.directory.now()
+    assert 3590 < left.total_seconds() <= 3600
+    stored.idempotency.update_one({}, {"$set": {"expires_at": given.at(-1)}})
+    assert store.idempotency.begin("key", fingerprint="f", token="next", lease=30, keep=60).state == "mine"
+    again = stored.idempotency.find_one({})
+    assert again is not None
+    assert set(again) == {"_id", "fingerprint", "token", "state", "lease_until", "expires_at"}
+    index = stored.idempotency.index_information()["expires"]
+    assert (index["key"], index["expireAfterSeconds"]) == ([("expires_at", 1)], 0)
+
+
+def test_a_key_that_somebody_else_inserted_at_this_moment_is_read(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request: dict[str, Any] = {"fingerprint": "f", "lease": 30, "keep": 60}
+    update = Collection.find_one_and_update
+
+    def too_late(target: Any, *arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(Collection, "find_one_and_update", update)
+        assert store.idempotency.begin("key", token="first", **request).state == "mine"
+        raise DuplicateKeyError("E11000 duplicate key", 11000)
+
+    monkeypatch.setattr(Collection, "find_one_and_update", too_late)
+    found = store.idempotency.begin("key", token="second", **request)
+    assert (found.state, found.token) == ("running", "first")
 
 
 # --- opening ------------------------------------------------------------------------------------------

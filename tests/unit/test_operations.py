@@ -238,9 +238,11 @@ def test_an_operation_that_is_only_begun_is_stored_by_its_first_event(bus: Event
     assert bus.operations.find() == []
     bus.publish(ADA)
     assert [each.status for each in bus.operations.find()] == ["running"]
-    operation.end(variables={"name": "Ada"}, details={"status_code": 200})
+    operation.describe(variables={"name": "Ada"}, details={"status_code": 200}, user="ada")
+    operation.end()
     [found] = bus.operations.find()
-    assert (found.id, found.status, found.variables) == (operation.id, "succeeded", {"name": "Ada"})
+    assert (found.id, found.status, found.user) == (operation.id, "succeeded", "ada")
+    assert found.variables == {"name": "Ada"}
     assert found.details == {"method": "POST", "status_code": 200}
     assert current_operation_id() is None
 
@@ -266,6 +268,13 @@ def test_an_operation_that_could_not_be_stored_is_left_as_well(bus: EventBus) ->
     with pytest.raises(StoreUnavailable):
         operation.end()
     assert current_operation_id() is None
+
+
+def test_what_has_not_begun_cannot_end(bus: EventBus) -> None:
+    operation = bus.operation("rename")
+    for call in (operation.end, operation.store, operation.describe):
+        with pytest.raises(InvalidOption, match="has not begun"):
+            call()
 
 
 @pytest.mark.parametrize(

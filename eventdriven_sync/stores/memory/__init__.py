@@ -14,6 +14,7 @@ from eventdriven_sync.stores.memory.deliveries import MemoryDeliveries
 from eventdriven_sync.stores.memory.directory import MemoryDirectory
 from eventdriven_sync.stores.memory.events import MemoryEvents
 from eventdriven_sync.stores.memory.figures import MemoryFigures
+from eventdriven_sync.stores.memory.idempotency import MemoryIdempotency
 from eventdriven_sync.stores.memory.people import MemoryPeople
 from eventdriven_sync.stores.memory.state import MemorySession, State
 from eventdriven_sync.stores.memory.trail import MemoryTrail
@@ -38,6 +39,7 @@ class MemoryStore:
         self.figures = MemoryFigures(self._state)
         self.trail = MemoryTrail(self._state)
         self.people = MemoryPeople(self._state)
+        self.idempotency = MemoryIdempotency(self._state)
 
     @property
     def unavailable(self) -> bool:

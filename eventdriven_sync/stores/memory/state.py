@@ -14,7 +14,7 @@ from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import StoreError, StoreUnavailable
 from eventdriven_sync.figures import AuditEntry
 from eventdriven_sync.people import User
-from eventdriven_sync.records import Delivery, HandlerRecord, Operation, WorkerRecord
+from eventdriven_sync.records import Delivery, HandlerRecord, Operation, Reply, WorkerRecord
 
 V = TypeVar("V")
 
@@ -25,6 +25,17 @@ class Lease:
 
     holder: str
     until: datetime
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """Who runs the request of an idempotency key, or what it was answered."""
+
+    fingerprint: str
+    token: str
+    lease_until: datetime
+    expires_at: datetime
+    reply: Reply | None = None
 
 
 @attrs.define(kw_only=True)
@@ -42,6 +53,7 @@ class Tables:
     users: dict[str, User] = attrs.field(factory=dict)
     sessions: dict[str, Any] = attrs.field(factory=dict)
     strikes: dict[str, Any] = attrs.field(factory=dict)
+    idempotency: dict[str, Claim] = attrs.field(factory=dict)
 
 
 class State:

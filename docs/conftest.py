@@ -1,0 +1,6 @@
+"""The Python examples of the manual run as tests, page by page, in the order of reading."""
+
+from sybil import Sybil
+from sybil.parsers.myst import PythonCodeBlockParser
+
+pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["flask.md", "celery.md"]).pytest()

@@ -1,0 +1,174 @@
+"""The ``Idempotency-Key`` header: the same request is answered once, and then with the same answer.
+
+After the draft https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/: 400 for a
+key that is missing or cannot be used, 409 while the first request runs, 422 for another request.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import flask
+from werkzeug.exceptions import HTTPException
+
+from eventdriven_sync.envelope import new_id
+from eventdriven_sync.errors import StoreError
+from eventdriven_sync.flask.requests import TrackedRequest, current
+from eventdriven_sync.records import Reply
+
+if TYPE_CHECKING:
+    from eventdriven_sync.flask.extension import AppState
+
+log = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+HEADER = "Idempotency-Key"
+REPLAYED = "Idempotency-Replayed"
+MAX_KEY = 255
+MAX_BODY = 8 * 1024 * 1024
+MAX_REPLY = 4 * 1024 * 1024
+# Of the connection or of one client's session, or said anew with every answer.
+_NOT_KEPT = frozenset({"set-cookie", "date", "server", "connection", "content-length", "x-operation-id"})
+
+
+def answer_once(view: F, state_of: Callable[[flask.Flask], AppState], *, required: bool) -> F:
+    """The view, run once per key; see ``EventDriven.idempotent``."""
+
+    @functools.wraps(view)
+    def call(*arguments: Any, **named: Any) -> Any:
+        key = flask.request.headers.get(HEADER)
+        if key is None and not required:
+            return view(*arguments, **named)
+        _check(key)
+        state = state_of(flask.current_app._get_current_object())  # type: ignore[attr-defined]
+        return _Once(state, str(key)).answer(lambda: view(*arguments, **named))
+
+    return call  # type: ignore[return-value]
+
+
+class _Once:
+    """One request with a key."""
+
+    def __init__(self, state: AppState, key: str) -> None:
+        self._tracked = current()
+        self._options = state.options
+        state.bus.open(timeout=self._options.http_timeout)
+        self._replies = state.bus.store.idempotency
+        user = self._tracked.who() if self._tracked else ""
+        self._key = _digest(str(flask.request.endpoint), user or "", key)
+        self._token = new_id()
+
+    def answer(self, view: Callable[[], Any]) -> Any:
+        """The view's answer, or the first one again."""
+        request = flask.request
+        fingerprint = _digest(request.method, request.path, request.query_string, _body())
+        found = self._replies.begin(
+            self._key,
+            fingerprint=fingerprint,
+            token=self._token,
+            lease=self._options.idempotency_lease,
+            keep=self._options.idempotency_keep,
+        )
+        if found.fingerprint != fingerprint:
+            _refuse(422, f"this {HEADER} was used for another request: use a new key for a new request")
+        if found.state == "running":
+            _refuse(409, f"the first request with this {HEADER} is still running: try again", retry_after=1)
+        if found.reply is not None:
+            return self._again(found.reply)
+        return self._first(view)
+
+    def _first(self, view: Callable[[], Any]) -> flask.Response:
+        if self._tracked:
+            # Should this process die now, the client's second try publishes the same events.
+            self._tracked.repeat_as(f"http:{self._key}")
+        try:
+            response = flask.make_response(_answer_of(view, self._tracked))
+        except BaseException:
+            self._abandon()
+            raise
+        if response.status_code >= 500:
+            self._abandon()
+        else:
+            self._keep(response)
+        return response
+
+    def _abandon(self) -> None:
+        try:
+            self._replies.abandon(self._key, token=self._token)
+        except StoreError as error:
+            lease = self._options.idempotency_lease
+            log.error("An %s is free again only when its lease of %g s ends: %s", HEADER, lease, error)
+
+    def _keep(self, response: flask.Response) -> None:
+        response.direct_passthrough = False
+        body = response.get_data()
+        if len(body) > MAX_REPLY:
+            log.warning("An answer of %d bytes is kept without its body, limit %d", len(body), MAX_REPLY)
+            body = b""
+        reply = Reply(
+            status=response.status_code,
+            headers=tuple((n, v) for n, v in response.headers.items() if n.lower() not in _NOT_KEPT),
+            body=body,
+            operation_id=self._tracked.id if self._tracked else None,
+        )
+        try:
+            self._replies.finish(
+                self._key, token=self._token, reply=reply, keep=self._options.idempotency_keep
+            )
+        except StoreError as error:
+            # The view has done its work: a client that is told otherwise would do it again.
+            log.error("The answer to an %s was not kept, a repeated request runs again: %s", HEADER, error)
+
+    def _again(self, reply: Reply) -> flask.Response:
+        response = flask.make_response(reply.body, reply.status)
+        response.headers.clear()
+        response.headers.extend(reply.headers)
+        response.headers[REPLAYED] = "true"
+        if self._tracked and reply.operation_id:
+            self._tracked.replay(reply.operation_id)
+        return response
+
+
+def _answer_of(view: Callable[[], Any], tracked: TrackedRequest | None) -> Any:
+    """What the view returns; what it aborts with is an answer as well, and is kept like one."""
+    try:
+        return view()
+    except HTTPException as error:
+        if tracked:
+            tracked.note_error(error)
+        return flask.current_app.handle_http_exception(error)
+
+
+def _body() -> bytes:
+    length = flask.request.content_length or 0
+    if length > MAX_BODY:
+        _refuse(413, f"the body has {length:,} bytes, limit {MAX_BODY:,} for requests with an {HEADER}")
+    return flask.request.get_data()
+
+
+def _check(key: str | None) -> None:
+    if key is None:
+        _refuse(400, f"give the header {HEADER}: a new value, such as a UUID, for each new request")
+    if not 0 < len(key) <= MAX_KEY or not key.isprintable():
+        _refuse(400, f"the header {HEADER} must be 1 to {MAX_KEY} printable characters, it has {len(key)}")
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(f"{len(data)}:".encode() + data)
+    return digest.hexdigest()
+
+
+def _refuse(status: int, why: str, *, retry_after: int | None = None) -> NoReturn:
+    response = flask.jsonify(error=why)
+    response.status_code = status
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(retry_after)
+    flask.abort(response)
