@@ -17,10 +17,13 @@ from eventdriven_sync.dashboard.access import Access, access_of
 from eventdriven_sync.dashboard.accounts import Accounts
 from eventdriven_sync.dashboard.api import api
 from eventdriven_sync.dashboard.assets import files
+from eventdriven_sync.dashboard.chain_pages import chain_pages
 from eventdriven_sync.dashboard.failures import respond
 from eventdriven_sync.dashboard.guard import admit, guard
 from eventdriven_sync.dashboard.headers import harden
 from eventdriven_sync.dashboard.health import health
+from eventdriven_sync.dashboard.letter_pages import letter_pages
+from eventdriven_sync.dashboard.live import streams
 from eventdriven_sync.dashboard.mount import EXTENSION, Authorize, Mount, Visit, mounts
 from eventdriven_sync.dashboard.pages import pages
 from eventdriven_sync.dashboard.routing import Routes
@@ -28,7 +31,7 @@ from eventdriven_sync.dashboard.secrecy import check_key
 from eventdriven_sync.dashboard.signing import signing
 from eventdriven_sync.errors import ConfigurationError, InvalidOption, shorten
 
-ROUTES: Sequence[Routes] = (pages, signing, api, health, files)
+ROUTES: Sequence[Routes] = (pages, chain_pages, letter_pages, streams, signing, api, health, files)
 
 # With insecure=True nothing is secret on this machine, and several processes must agree on the key.
 _NO_KEY = b"insecure"

@@ -225,7 +225,8 @@ def _event_note(item: ChainEvent) -> str:
 def _delivery_node(child: ChainDelivery, event: Envelope) -> Node:
     delivery = child.delivery
     begun = started_first(delivery, event.published_at)
-    state = f"{delivery.state} ({clean(delivery.reason)})" if delivery.reason else delivery.state
+    known = delivery.reason in ("", "attempts_exhausted")
+    state = delivery.state if known else f"{delivery.state} ({clean(delivery.reason)})"
     tried = attempts(delivery) if delivery.attempts > 1 or delivery.generation else ""
     ran = duration(delivery.duration_ms)
     return Node(

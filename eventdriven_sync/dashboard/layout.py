@@ -11,11 +11,11 @@ from eventdriven_sync.dashboard.graph import Node
 
 WIDTH = 196
 HEIGHT = 46
-COLUMN = 282
+COLUMN = 272
 ROW = 62
 MARGIN = 16
-TITLE_UNITS = 25.0
-NOTE_UNITS = 30.0
+TITLE_UNITS = 23.0
+NOTE_UNITS = 31.0
 
 _NARROW = frozenset("ijltfrI.,:;|'`!()[]{}- ")
 _WIDE = frozenset("mwMW@%&—…")

@@ -9,8 +9,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from werkzeug.wrappers import Response
 
 from eventdriven_sync._version import __version__
+from eventdriven_sync.dashboard import asking, shown
 from eventdriven_sync.dashboard.assets import asset
-from eventdriven_sync.dashboard.mount import url, visit
+from eventdriven_sync.dashboard.mount import has_view, url, visit
 
 
 @cache
@@ -18,7 +19,8 @@ def environment() -> Environment:
     """The environment; not the application's, whose filters and escaping are its own affair.
 
     Templates have ``url(view, …)``, ``asset(file)``, ``csrf_token()``, ``identity()`` (None for a
-    stranger), ``signs_in()`` and ``version``. An undefined name is an error.
+    stranger), ``signs_in()``, ``namespace()``, ``has_page(view)``, ``notice()``, ``version``, and what
+    ``shown`` has. An undefined name is an error.
     """
     found = Environment(
         loader=PackageLoader("eventdriven_sync.dashboard"),
@@ -35,7 +37,12 @@ def environment() -> Environment:
         identity=lambda: visit().identity,
         signs_in=lambda: visit().mount.signs_in,
         version=__version__,
+        namespace=lambda: visit().mount.bus.settings.namespace,
+        has_page=has_view,
+        notice=asking.notice,
     )
+    found.globals.update(shown.GLOBALS)
+    found.filters.update(shown.FILTERS)
     return found
 
 

@@ -51,11 +51,12 @@ class Row:
 
 @attrs.frozen(kw_only=True)
 class Tick:
-    """A label of the axis; ``gap`` where time was cut out."""
+    """A label of the axis; ``gap`` where time was cut out, ``width`` how wide that is drawn."""
 
     x: float
     text: str
     gap: bool = False
+    width: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -243,7 +244,8 @@ class _Axis:
         for piece in self.pieces:
             span = piece.end - piece.start
             if piece.gap:
-                found.append(Tick(x=piece.x + piece.width / 2, text=duration(span), gap=True))
+                middle = piece.x + piece.width / 2
+                found.append(Tick(x=middle, text=duration(span), gap=True, width=piece.width))
                 continue
             steps = 4 if piece.width > WIDTH / 2 else 2 if piece.width > WIDTH / 5 else 1
             found += [

@@ -44,7 +44,7 @@ def test_each_node_says_its_state_and_each_line_its_time() -> None:
         "    Blog.rename | waited 5 ms | succeeded",
         "      Blog.userUpdated | ran 12 ms",
         "        User.saw | waited 5 ms | succeeded · 12 ms",
-        "    Comment.rename | waited 105 ms | dead (attempts_exhausted) · 3 attempts · 12 ms",
+        "    Comment.rename | waited 105 ms | dead · 3 attempts · 12 ms",
     ]
 
 
