@@ -26,8 +26,8 @@ MODEL, EXECUTION, ADAPTERS, FACADE, EDGES = range(1, 6)
 LAYERS = {
     EDGES: "__init__ __main__ cli dashboard doctor devserver testing demo processes flask celery",
     FACADE: (
-        "bus publishing group worker dead_letters operations chain audit topology monitor monitoring replay "
-        "archive"
+        "bus publishing group worker dead_letters operations chain audit documents topology monitor "
+        "monitoring replay archive"
     ),
     ADAPTERS: "brokers stores",
     EXECUTION: "executor batching handlers middleware settling recovery reconciler pool lanes stats",

@@ -6,7 +6,8 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from eventdriven_sync.cli.words import clean_lines, iso
+from eventdriven_sync.cli.words import clean_lines
+from eventdriven_sync.documents import iso
 
 
 def quiet() -> None:

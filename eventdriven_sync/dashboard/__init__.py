@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from eventdriven_sync.bus import EventBus
     from eventdriven_sync.dashboard.mount import Authorize
+    from eventdriven_sync.redaction import Redaction
 
 __all__ = ["Identity", "Role", "dashboard"]
 
@@ -26,6 +27,7 @@ def dashboard(
     insecure: bool = False,
     secret_key: str | bytes | None = None,
     registration: bool = False,
+    redaction: Redaction | None = None,
     name: str = "eventdriven_dashboard",
 ) -> Blueprint:
     """A blueprint that shows what happens on a bus. Nothing is opened before the first request.
@@ -37,6 +39,7 @@ def dashboard(
         insecure: everybody is an admin. Served only to this machine, and through no proxy.
         secret_key: at least 32 random bytes, by default the application's ``SECRET_KEY``.
         registration: people may ask for an account; an admin approves it (``eventdriven user approve``).
+        redaction: how secrets are hidden in what is shown; the built-in rules by default.
         name: of the blueprint; give another one to a second dashboard of one application.
 
     Raises:
@@ -60,5 +63,6 @@ def dashboard(
         insecure=insecure,
         secret_key=secret_key,
         registration=registration,
+        redaction=redaction,
         name=name,
     )

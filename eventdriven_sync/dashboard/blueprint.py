@@ -27,9 +27,11 @@ from eventdriven_sync.dashboard.live import streams
 from eventdriven_sync.dashboard.mount import EXTENSION, Authorize, Mount, Visit, mounts
 from eventdriven_sync.dashboard.pages import pages
 from eventdriven_sync.dashboard.routing import Routes
+from eventdriven_sync.dashboard.screening import AS_STORED
 from eventdriven_sync.dashboard.secrecy import check_key
 from eventdriven_sync.dashboard.signing import signing
 from eventdriven_sync.errors import ConfigurationError, InvalidOption, shorten
+from eventdriven_sync.redaction import Redaction
 
 ROUTES: Sequence[Routes] = (pages, chain_pages, letter_pages, streams, signing, api, health, files)
 
@@ -44,6 +46,7 @@ def build(
     insecure: bool,
     secret_key: str | bytes | None,
     registration: bool,
+    redaction: Redaction | None,
     name: str,
 ) -> Blueprint:
     """See ``dashboard``."""
@@ -64,6 +67,7 @@ def build(
                 authorize=authorize,
                 insecure=insecure,
                 accounts=accounts,
+                redaction=redaction or AS_STORED,
                 registration=registration,
             ),
         )

@@ -13,8 +13,10 @@ from werkzeug.wrappers import Response
 from eventdriven_sync.bus import EventBus
 from eventdriven_sync.dashboard.access import Access, Identity
 from eventdriven_sync.dashboard.accounts import Accounts
+from eventdriven_sync.dashboard.screening import screened
 from eventdriven_sync.dashboard.secrecy import new_secret, same, signed
 from eventdriven_sync.monitor import Monitor
+from eventdriven_sync.redaction import Redaction
 
 Authorize = Callable[[Request], Identity | None]
 
@@ -35,6 +37,7 @@ class Mount:
         authorize: the application's own authentication.
         insecure: anybody on this machine is an admin.
         accounts: its own users, if neither is given.
+        redaction: how secrets are hidden.
         registration: people may ask for an account.
     """
 
@@ -45,6 +48,7 @@ class Mount:
     authorize: Authorize | None
     insecure: bool
     accounts: Accounts
+    redaction: Redaction
     registration: bool = False
 
     @property
@@ -140,8 +144,8 @@ def bus() -> EventBus:
 
 
 def monitor() -> Monitor:
-    """What the present request asks, and does things with."""
-    return Monitor(bus())
+    """What the present request asks and acts through: what its maker may not see is not in the answers."""
+    return screened(Monitor(bus()), identity(), visit().mount.redaction)
 
 
 def identity() -> Identity:

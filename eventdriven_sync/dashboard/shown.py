@@ -9,9 +9,9 @@ from typing import Any
 
 import attrs
 
-from eventdriven_sync.cli.documents import plain
 from eventdriven_sync.cli.render import MARKS
-from eventdriven_sync.cli.words import clean, command_line, duration, first_line, iso, many, size
+from eventdriven_sync.cli.words import clean, command_line, duration, first_line, many, size
+from eventdriven_sync.documents import iso, plain
 from eventdriven_sync.redaction import Redaction
 
 MAX_DEPTH = 40

@@ -1,15 +1,20 @@
 """Dashboards for tests: an application, and a browser that fills in forms."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import attrs
 from flask import Flask
 from flask.testing import FlaskClient
+from tenacity import stop_after_attempt, wait_none
 from werkzeug.test import TestResponse
 
-from eventdriven_sync import EventBus
+from eventdriven_sync import EventBus, RetryPolicy, event
 from eventdriven_sync.dashboard import dashboard
 from eventdriven_sync.dashboard.accounts import Accounts
+from eventdriven_sync.testing import MemoryRun, memory
 
 KEY = "0123456789abcdefghijklmnopqrstuvwxyz"
 CHEAP = "scrypt:1024:8:1"
@@ -69,3 +74,68 @@ class Browser:
         """What the browser keeps, by what it is for."""
         found = self.client._cookies.values() if self.client._cookies else ()
         return {cookie.key.rpartition("-")[2]: cookie.value for cookie in found}
+
+
+@event("Shop.userRenamed", key="user_id")
+@attrs.frozen(kw_only=True)
+class UserRenamed:
+    user_id: str
+    name: str = ""
+    password: str = ""
+
+
+@event("Shop.postsUpdated")
+@attrs.frozen(kw_only=True)
+class PostsUpdated:
+    user_id: str
+
+
+@attrs.frozen(kw_only=True)
+class Story:
+    """A shop where an operation renamed a user: ``Blog`` published an event, ``Comment`` failed.
+
+    Attributes:
+        operation: the id of the operation.
+        event: the id of the event it published.
+        dead: the id of the dead letter of ``Comment``.
+    """
+
+    bus: EventBus
+    run: MemoryRun
+    operation: str
+    event: str
+    dead: str
+
+
+def shop(*, error: str = "Test Error!!") -> EventBus:
+    """A bus with a handler that publishes and one that fails for good."""
+    bus = new_bus()
+    blog, comment = bus.group("Blog"), bus.group("Comment")
+
+    @blog.handler(UserRenamed)
+    def update_posts(event: UserRenamed) -> None:
+        blog.publish(PostsUpdated(user_id=event.user_id))
+
+    @comment.handler(UserRenamed, retry=RetryPolicy(stop=stop_after_attempt(1), wait=wait_none()))
+    def update_comments(event: UserRenamed) -> None:
+        raise ValueError(error)
+
+    return bus
+
+
+@contextmanager
+def story(bus: EventBus | None = None, **renamed: str) -> Iterator[Story]:
+    """A shop with what happened in it; the bus is in memory inside the block."""
+    bus = bus or shop()
+    with memory(bus) as run:
+        variables = {"user": "42", "password": renamed.get("password", "")}
+        with bus.operation("rename", kind="http", variables=variables, user="ada") as operation:
+            receipt = bus.publish(UserRenamed(**{"user_id": "42", **renamed}))
+        run.drain()
+        yield Story(
+            bus=bus,
+            run=run,
+            operation=operation.id,
+            event=receipt.id,
+            dead=f"Comment.update_comments:{receipt.id}",
+        )
