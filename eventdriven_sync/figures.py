@@ -12,6 +12,7 @@ from eventdriven_sync.store import check_query
 
 MAX_GROUPS = 1000
 MAX_IDS = 100
+MAX_LINKS = 20_000
 
 # Upper bounds in milliseconds; the last bucket is everything above.
 DURATION_BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 60_000)
@@ -47,6 +48,24 @@ class HandledCount:
 
 
 @attrs.frozen(kw_only=True)
+class HourCount:
+    """An hour that is over, added up once and for all.
+
+    Attributes:
+        published: per minute of the hour.
+        attempts: per minute of the hour, without durations.
+        names: what was published, by name and version; ``minute`` is the hour.
+        subjects: what was handled, by event name and handler.
+    """
+
+    hour: datetime
+    published: tuple[int, ...]
+    attempts: tuple[HandledCount, ...]
+    names: tuple[PublishedCount, ...]
+    subjects: tuple[HandledCount, ...]
+
+
+@attrs.frozen(kw_only=True)
 class LetterGroup:
     """Dead letters of one handler whose last errors have the same fingerprint.
 
@@ -64,6 +83,44 @@ class LetterGroup:
     count: int
     first_at: datetime
     last_at: datetime
+
+
+@attrs.frozen(kw_only=True)
+class EventLink:
+    """An event without its payload: where it comes from."""
+
+    id: str
+    name: str
+    parent_ids: tuple[str, ...]
+    source: str
+
+
+@attrs.frozen(kw_only=True)
+class DeliveryLink:
+    """A delivery without its failures: what became of an event at a handler."""
+
+    event_id: str
+    handler: str
+    state: str
+    failed: int
+    duration_ms: float | None
+
+
+@attrs.frozen(kw_only=True)
+class Links:
+    """Events of one name, with everything that happened in their chains.
+
+    Attributes:
+        roots: the events of the name, newest first.
+        events: all events of the operations they belong to, themselves among them.
+        deliveries: likewise.
+        truncated: True if there is more.
+    """
+
+    roots: tuple[EventLink, ...]
+    events: tuple[EventLink, ...]
+    deliveries: tuple[DeliveryLink, ...]
+    truncated: bool
 
 
 def _first_ids(ids: Iterable[str]) -> tuple[str, ...]:
@@ -127,6 +184,27 @@ class Figures(Protocol):
     def handled_by_subject(self, *, since: datetime, until: datetime) -> list[HandledCount]:
         """Attempts settled in ``[since, until)`` by event name and handler."""
 
+    def oldest_published(self) -> datetime | None:
+        """When the oldest stored event was published."""
+
+    def save_published(self, counts: Sequence[PublishedCount], *, since: datetime, until: datetime) -> None:
+        """Keep the counts of every minute of ``[since, until)``, also of those without events."""
+
+    def saved_published(self, *, since: datetime, until: datetime) -> list[PublishedCount]:
+        """Counts kept by ``save_published``, of minutes in ``[since, until)``, oldest first."""
+
+    def counted_until(self) -> datetime | None:
+        """The end of the last minute kept by ``save_published``."""
+
+    def save_hour(self, hour: HourCount) -> None:
+        """Keep an hour, or replace it."""
+
+    def hours(self, *, since: datetime, until: datetime) -> list[HourCount]:
+        """Hours kept that begin in ``[since, until)``, oldest first."""
+
+    def last_hour(self) -> datetime | None:
+        """The begin of the last hour kept."""
+
     def oldest_open(self) -> datetime | None:
         """``created_at`` of the oldest delivery that is pending, running or retrying."""
 
@@ -140,6 +218,13 @@ class Figures(Protocol):
         """Dead letters created in ``[since, until)`` by handler and fingerprint, the largest group first.
 
         Of more than ``MAX_GROUPS`` groups the largest.
+        """
+
+    def links(self, name: str, *, since: datetime, until: datetime, limit: int) -> Links:
+        """The newest events of a name published in ``[since, until)``, with their chains.
+
+        Args:
+            limit: of the events; of what is in their chains at most ``MAX_LINKS`` events and deliveries.
         """
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from eventdriven_sync.chain import Chain, add_expected
 from eventdriven_sync.config import check_text
+from eventdriven_sync.counting import MINUTE, floor, subject_counts
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import NotFound, shorten
+from eventdriven_sync.errors import InvalidOption, NotFound, shorten
 from eventdriven_sync.figures import AuditEntry, AuditQuery, LetterGroup
 from eventdriven_sync.handlers import check_count
 from eventdriven_sync.monitoring import views
 from eventdriven_sync.monitoring.actions import Actions, Person
 from eventdriven_sync.monitoring.records import EventDetail, HandlerRow, Overview, Page, StreamRow, page_of
+from eventdriven_sync.monitoring.subjects import SubjectRow, subject_rows
+from eventdriven_sync.monitoring.summary import ChainSummary, summarise
 from eventdriven_sync.records import Delivery, Operation, WorkerRecord
 from eventdriven_sync.store import MAX_TEXT, DeliveryQuery, EventQuery, OperationQuery, Store
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 MAX_PAGE = 200
 MAX_MINUTES = 1440
 MAX_CHAIN_SHOWN = 2000
+MAX_SAMPLE = 1000
+DEFAULT_SAMPLE = 300
+DEFAULT_SPAN = timedelta(days=1)
+MAX_SPAN = timedelta(days=31)
 
 
 class Monitor:
@@ -181,6 +188,52 @@ class Monitor:
             operation=self._operation_of(envelope),
         )
 
+    # --- subjects -----------------------------------------------------------------------------------
+
+    def subjects(self, *, since: datetime | None = None, until: datetime | None = None) -> list[SubjectRow]:
+        """A row for each event name: what was published, and how its handlers did.
+
+        Args:
+            since: the last 24 hours by default; at most 31 days before ``until``. Rounded down to the minute.
+            until: now by default.
+
+        Raises:
+            QueryTooSlow: no worker has counted the span, and it has too many events to count now.
+        """
+        begin, end = self._span(since, until)
+        published, handled = subject_counts(self._store, since=begin, until=end)
+        return subject_rows(published, handled, self._store.directory.handlers())
+
+    def chain_summary(
+        self,
+        name: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        sample: int = DEFAULT_SAMPLE,
+    ) -> ChainSummary:
+        """What the events of a name set off, added up: handlers, their answers, failures and durations.
+
+        Args:
+            since: the last 24 hours by default; at most 31 days before ``until``. Rounded down to the minute.
+            until: now by default.
+            sample: how many events are looked at, the newest, up to 1,000.
+        """
+        check_count(sample, field="sample", high=MAX_SAMPLE)
+        check_text(name, field="name", most=MAX_TEXT)
+        begin, end = self._span(since, until)
+        links = self._store.figures.links(name, since=begin, until=end, limit=sample)
+        published, _ = subject_counts(self._store, since=begin, until=end)
+        return ChainSummary(
+            name=name,
+            since=begin,
+            until=end,
+            total=max(len(links.roots), sum(each.count for each in published if each.name == name)),
+            sampled=len(links.roots),
+            root=summarise(name, links),
+            truncated=links.truncated,
+        )
+
     # --- dead letters -------------------------------------------------------------------------------
 
     def letter_groups(
@@ -297,6 +350,21 @@ class Monitor:
     def _store(self) -> Store:
         self._bus.open()
         return self._bus.store
+
+    def _span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+        """Whole minutes; a day up to now if nothing is said."""
+        EventQuery(since=since, until=until)  # checks them
+        now = self._store.directory.now()
+        end = floor(min(until or now, now) + MINUTE, MINUTE)
+        begin = floor(since or end - DEFAULT_SPAN, MINUTE)
+        if not timedelta() < end - begin <= MAX_SPAN:
+            raise InvalidOption(
+                f"since {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} is no span to count in: it must begin "
+                f"before it ends, and be at most {MAX_SPAN.days} days long",
+                field="since",
+                limit=MAX_SPAN,
+            )
+        return begin, end
 
     def _events(self, query: EventQuery, group: str | None) -> list[Envelope]:
         if group is None:

@@ -30,7 +30,7 @@ LAYERS = {
         "monitoring replay archive"
     ),
     ADAPTERS: "brokers stores",
-    EXECUTION: "executor batching handlers middleware settling recovery reconciler pool lanes stats",
+    EXECUTION: "executor batching counting handlers middleware settling recovery reconciler pool lanes stats",
     MODEL: (
         "_version broker codec config context envelope errors events figures fingerprint outcome payload "
         "people records redaction retry sensitive shapes store telemetry upcasting"

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 import attrs
 
+from eventdriven_sync.counting import MinuteCount
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.records import Delivery, HandlerRecord, Operation, WorkerRecord
 
@@ -33,22 +34,6 @@ def page_of(found: Sequence[T], limit: int, key: Callable[[T], str]) -> Page[T]:
 
 
 @attrs.frozen(kw_only=True)
-class MinuteRow:
-    """What happened in one minute.
-
-    Attributes:
-        failed: attempts that failed and are tried again; ``dead`` ones are not among them.
-    """
-
-    minute: datetime
-    published: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    dead: int = 0
-    discarded: int = 0
-
-
-@attrs.frozen(kw_only=True)
 class Overview:
     """How everything is.
 
@@ -61,7 +46,7 @@ class Overview:
     """
 
     at: datetime
-    minutes: tuple[MinuteRow, ...]
+    minutes: tuple[MinuteCount, ...]
     pending: int
     running: int
     retrying: int

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from eventdriven_sync.broker import ConsumerState, StreamState
+from eventdriven_sync.counting import MINUTE, MinuteCount, floor, minute_counts
 from eventdriven_sync.errors import BrokerError
-from eventdriven_sync.figures import HandledCount, PublishedCount
-from eventdriven_sync.monitoring.records import ConsumerRow, HandlerRow, MinuteRow, Overview, StreamRow
+from eventdriven_sync.monitoring.records import ConsumerRow, HandlerRow, Overview, StreamRow
 from eventdriven_sync.records import WorkerRecord
-from eventdriven_sync.store import DeliveryQuery
+from eventdriven_sync.store import DeliveryQuery, Store
 
 if TYPE_CHECKING:
     from eventdriven_sync.bus import EventBus
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # Of the broker, on a page that a person waits for.
 BROKER_TIMEOUT = 2.0
 LATE = 300.0
-_OPEN = ("pending", "running", "retrying", "dead")
-_MINUTE = timedelta(minutes=1)
 
 
 def handler_rows(bus: EventBus, workers: Sequence[WorkerRecord]) -> list[HandlerRow]:
@@ -84,16 +82,17 @@ def overview(bus: EventBus, *, minutes: int) -> Overview:
     except BrokerError as error:
         streams = []
         problems.append(f"NATS does not answer, so events wait in MongoDB: {error}")
-    counts = store.deliveries.count(DeliveryQuery(states=_OPEN))
+    counts = store.deliveries.count(DeliveryQuery(states=("pending", "running", "retrying")))
+    dead = store.deliveries.count(DeliveryQuery(states=("dead",)))
     oldest = _oldest(store.figures.oldest_open(), streams)
     problems += _unattended(handlers, streams) + _late(oldest, now)
     return Overview(
         at=now,
-        minutes=minute_rows(bus, now, minutes),
+        minutes=tuple(_minutes(store, now, minutes)),
         pending=counts.get("pending", 0),
         running=counts.get("running", 0),
         retrying=counts.get("retrying", 0),
-        dead=counts.get("dead", 0),
+        dead=dead.get("dead", 0),
         oldest_unhandled_at=oldest,
         workers=tuple(workers),
         handlers=tuple(handlers),
@@ -126,32 +125,6 @@ def _late(oldest: datetime | None, now: datetime) -> list[str]:
     return [f"the oldest unhandled event has waited {age / 60:,.0f} minutes"]
 
 
-def minute_rows(bus: EventBus, now: datetime, minutes: int) -> tuple[MinuteRow, ...]:
-    """The last minutes without gaps, the present one among them."""
-    last = now.replace(second=0, microsecond=0)
-    begin, end = last - (minutes - 1) * _MINUTE, last + _MINUTE
-    figures = bus.store.figures
-    published = _by_minute(figures.published(since=begin, until=end))
-    handled = {count.minute: count for count in figures.handled_by_minute(since=begin, until=end)}
-    moments = [begin + number * _MINUTE for number in range(minutes)]
-    return tuple(_minute_row(moment, published.get(moment, 0), handled.get(moment)) for moment in moments)
-
-
-def _by_minute(counts: Iterable[PublishedCount]) -> dict[datetime, int]:
-    sums: dict[datetime, int] = {}
-    for count in counts:
-        sums[count.minute] = sums.get(count.minute, 0) + count.count
-    return sums
-
-
-def _minute_row(minute: datetime, published: int, handled: HandledCount | None) -> MinuteRow:
-    if handled is None:
-        return MinuteRow(minute=minute, published=published)
-    return MinuteRow(
-        minute=minute,
-        published=published,
-        succeeded=handled.succeeded,
-        failed=handled.failed,
-        dead=handled.dead,
-        discarded=handled.discarded,
-    )
+def _minutes(store: Store, now: datetime, minutes: int) -> list[MinuteCount]:
+    end = floor(now, MINUTE) + MINUTE
+    return minute_counts(store, since=end - minutes * MINUTE, until=end)

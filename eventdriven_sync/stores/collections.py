@@ -30,6 +30,8 @@ HANDLERS = "handlers"
 WORKERS = "workers"
 LEASES = "leases"
 STATS = "stats"
+PUBLISHED = "published"
+HOURS = "hours"
 AUDIT = "audit"
 # An application may well have users and sessions of its own in this database.
 USERS = "dashboard_users"
@@ -46,6 +48,7 @@ CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, tzinfo=UTC)
 
 DAY = 86400
 STATS_KEPT = 30 * DAY
+HOURS_KEPT = 400 * DAY
 WORKERS_KEPT = DAY
 
 
@@ -162,6 +165,9 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
         # Statistics of a time span; bounded by their age.
         Index(name="minute", keys=(("minute", ASCENDING),), expire_after=STATS_KEPT),
     ),
+    # Counts; ``_id`` is the begin in seconds since 1970. The index is for their end alone.
+    PUBLISHED: (Index(name="minute", keys=(("minute", ASCENDING),), expire_after=STATS_KEPT),),
+    HOURS: (Index(name="hour", keys=(("hour", ASCENDING),), expire_after=HOURS_KEPT),),
     AUDIT: (
         # Lists and pages; of one person, of one action, of what was done to one record.
         Index(name="at", keys=(("at", DESCENDING), ("_id", DESCENDING))),

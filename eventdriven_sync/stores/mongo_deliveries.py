@@ -123,6 +123,8 @@ class MongoDeliveries(MongoLanes):
 
     def _count(self, query: DeliveryQuery) -> dict[str, int]:
         target = self._link.now.collections[DELIVERIES]
+        if query == DeliveryQuery(states=("dead",), limit=query.limit, after=query.after):
+            return {"dead": target.count_documents({"state": "dead"}, hint="dead")}
         stages: list[Document] = [
             {"$match": self._filter(query)},
             {"$group": {"_id": "$state", "count": {"$sum": 1}}},

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from pymongo.collection import Collection
 
 from eventdriven_sync.figures import (
     DURATION_BUCKETS_MS,
     MAX_GROUPS,
+    MAX_LINKS,
+    DeliveryLink,
+    EventLink,
     HandledCount,
     LetterGroup,
+    Links,
     PublishedCount,
 )
 from eventdriven_sync.stores.collections import DELIVERIES, EVENTS, STATS, Document
-from eventdriven_sync.stores.connection import Link
-from eventdriven_sync.stores.mongo_errors import bounded
+from eventdriven_sync.stores.mongo_counts import MongoCounts
 from eventdriven_sync.stores.mongo_events import span
-
-T = TypeVar("T")
 
 OPEN = ("pending", "retrying", "running")
 COLUMNS = ("succeeded", "failed", "dead", "discarded")
 
+_EVENT_LINK = {"name": 1, "parent_ids": 1, "source": 1, "operation_id": 1}
+_DELIVERY_LINK = {"_id": 0, "event_id": 1, "handler": 1, "state": 1, "failed": 1, "duration_ms": 1}
 
-class MongoFigures:
+
+class MongoFigures(MongoCounts):
     """The ``Figures`` protocol on MongoDB. Thread-safe."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
 
     def published(self, *, since: datetime, until: datetime) -> list[PublishedCount]:
         """Events published in ``[since, until)`` by minute, name and version."""
@@ -49,7 +50,7 @@ class MongoFigures:
             counts = [PublishedCount(count=row["count"], **row["_id"]) for row in events.aggregate(stages)]
             return sorted(counts, key=lambda count: (count.minute, count.name, count.version))
 
-        return self._ask(EVENTS, "counts of events", count)
+        return self.ask(EVENTS, "counts of events", count)
 
     def handled_by_minute(self, *, since: datetime, until: datetime) -> list[HandledCount]:
         """Attempts settled in ``[since, until)`` by minute, oldest first."""
@@ -80,7 +81,7 @@ class MongoFigures:
             {"$group": {"_id": key} | sums},
             {"$sort": {"_id": 1}},
         ]
-        return self._ask(STATS, "statistics", lambda stats: list(stats.aggregate(stages)))
+        return self.ask(STATS, "statistics", lambda stats: list(stats.aggregate(stages)))
 
     def oldest_open(self) -> datetime | None:
         """``created_at`` of the oldest delivery that is pending, running or retrying."""
@@ -89,7 +90,7 @@ class MongoFigures:
             oldest = [_oldest(deliveries, name) for name in deliveries.distinct("handler")]
             return min(filter(None, oldest), default=None)
 
-        return self._ask(DELIVERIES, "the oldest delivery", find)
+        return self.ask(DELIVERIES, "the oldest delivery", find)
 
     def letter_groups(
         self,
@@ -101,24 +102,55 @@ class MongoFigures:
         """Dead letters by handler and fingerprint, the largest group first."""
 
         def group(deliveries: Collection[Document]) -> list[LetterGroup]:
-            names = deliveries.distinct("handler") if handlers is None else list(handlers)
-            where = {"state": "dead", "handler": {"$in": names}} | span("created_at", since, until)
+            # Naming every handler would cost more than reading the whole index.
+            named = {} if handlers is None else {"handler": {"$in": list(handlers)}}
+            where = {"state": "dead"} | named | span("created_at", since, until)
             rows = list(deliveries.aggregate(_group_stages(where), hint="dead"))
             newest = {"_id": {"$in": [row["newest"]["id"] for row in rows]}}
             shown = deliveries.find(newest, {"error_type": 1, "error_message": 1})
             examples = {document["_id"]: document for document in shown}
             return [_letter_group(row, examples.get(row["newest"]["id"], {})) for row in rows]
 
-        return self._ask(DELIVERIES, "groups of dead letters", group)
+        return self.ask(DELIVERIES, "groups of dead letters", group)
 
-    def _ask(self, name: str, question: str, body: Callable[[Collection[Document]], T]) -> T:
-        target = self._link.now.collections[name]
+    def links(self, name: str, *, since: datetime, until: datetime, limit: int) -> Links:
+        """The newest events of a name published in ``[since, until)``, with their chains."""
+        collections = self._link.now.collections
 
-        def ask() -> T:
-            with bounded(question):
-                return body(target)
+        def read(events: Collection[Document]) -> Links:
+            where = {"name": name} | span("published_at", since, until)
+            newest = [("published_at", -1), ("_id", -1)]
+            roots = list(events.find(where, _EVENT_LINK).sort(newest).limit(limit))
+            chains = {"operation_id": {"$in": list({root["operation_id"] for root in roots})}}
+            inside = list(events.find(chains, _EVENT_LINK).limit(MAX_LINKS + 1))
+            found = list(collections[DELIVERIES].find(chains, _DELIVERY_LINK).limit(MAX_LINKS + 1))
+            return Links(
+                roots=tuple(map(_event_link, roots)),
+                events=tuple(map(_event_link, inside[:MAX_LINKS])),
+                deliveries=tuple(map(_delivery_link, found[:MAX_LINKS])),
+                truncated=max(len(inside), len(found)) > MAX_LINKS,
+            )
 
-        return self._link.now.call(f"while looking for {question}", ask)
+        return self.ask(EVENTS, "chains of events", read)
+
+
+def _event_link(document: Mapping[str, Any]) -> EventLink:
+    return EventLink(
+        id=str(document["_id"]),
+        name=document["name"],
+        parent_ids=tuple(map(str, document["parent_ids"])),
+        source=document["source"],
+    )
+
+
+def _delivery_link(document: Mapping[str, Any]) -> DeliveryLink:
+    return DeliveryLink(
+        event_id=str(document["event_id"]),
+        handler=document["handler"],
+        state=document["state"],
+        failed=document["failed"],
+        duration_ms=document.get("duration_ms"),
+    )
 
 
 def _oldest(deliveries: Collection[Document], handler: str) -> datetime | None:

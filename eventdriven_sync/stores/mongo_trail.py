@@ -29,7 +29,7 @@ class MongoTrail:
             PayloadNotSerializable, StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied.
         """
         fields = encoded(_document(entry), what=f"audit entry {entry.action}")
-        at = {"at": {"$ifNull": ["$at", "$$NOW"]}}
+        at = {"at": "$$NOW"}
         # First there or not: what was recorded stays.
         change = [{"$replaceWith": {"$mergeObjects": [{"$literal": fields}, at, "$$ROOT"]}}]
         target = self._link.now.collections[AUDIT]

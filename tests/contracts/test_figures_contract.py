@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from eventdriven_sync.figures import DURATION_BUCKETS_MS, Figures, HandledCount, PublishedCount
+from eventdriven_sync.envelope import new_id
+from eventdriven_sync.figures import DURATION_BUCKETS_MS, Figures, HandledCount, HourCount, PublishedCount
 from eventdriven_sync.outcome import Dead, Done
 from eventdriven_sync.store import DeliveryQuery
+from eventdriven_sync.stores import mongo_figures
+from eventdriven_sync.stores.memory import figures as memory_figures
 from tests.contracts.samples import Samples
 from tests.contracts.stages import TIMEOUT, StoreStage
 
@@ -63,6 +66,57 @@ def test_published_events_are_counted_by_minute_name_and_version(
 
 def test_nothing_was_published_in_a_time_without_events(figures: Figures, minute: datetime) -> None:
     assert figures.published(since=minute, until=minute + MINUTE) == []
+
+
+def test_the_oldest_event_is_known(stage: StoreStage, figures: Figures, given: Samples) -> None:
+    before = figures.oldest_published()
+    oldest = min(before or given.now, given.now) - timedelta(days=1)
+    stage.store.events.append([given.event(published_at=oldest), given.event()], timeout=TIMEOUT)
+    assert figures.oldest_published() == oldest
+
+
+def test_counts_of_minutes_are_kept_and_replaced(
+    stage: StoreStage, figures: Figures, given: Samples, minute: datetime
+) -> None:
+    until = figures.counted_until()
+    begin = max(minute, until or minute)
+    first = PublishedCount(minute=begin, name=given.event_name, version=1, count=2)
+    last = PublishedCount(minute=begin + 2 * MINUTE, name="Other.event", version=3, count=4)
+    figures.save_published([last, first], since=begin, until=begin + 4 * MINUTE)
+    assert figures.saved_published(since=begin, until=begin + 3 * MINUTE) == [first, last]
+    assert figures.saved_published(since=begin + MINUTE, until=begin + 2 * MINUTE) == []
+    assert figures.counted_until() == begin + 4 * MINUTE
+    figures.save_published([], since=begin, until=begin + MINUTE)
+    figures.save_published([], since=begin, until=begin)
+    assert figures.saved_published(since=begin, until=begin + 3 * MINUTE) == [last]
+
+
+def test_hours_are_kept_and_replaced(figures: Figures, given: Samples, minute: datetime) -> None:
+    hour = max(minute.replace(minute=0), (figures.last_hour() or minute.replace(minute=0)) + 60 * MINUTE)
+    attempts = HandledCount(minute=hour + MINUTE, succeeded=1, failed=2, dead=3, discarded=4)
+    subject = HandledCount(
+        event_name=given.event_name,
+        handler=given.handler,
+        succeeded=1,
+        failed=2,
+        dead=3,
+        discarded=4,
+        durations=tuple(durations(b3=10)),
+    )
+    kept = HourCount(
+        hour=hour,
+        published=tuple(range(60)),
+        attempts=(attempts,),
+        names=(PublishedCount(minute=hour, name=given.event_name, version=2, count=7),),
+        subjects=(subject,),
+    )
+    later = HourCount(hour=hour + 60 * MINUTE, published=(0,) * 60, attempts=(), names=(), subjects=())
+    for each in (later, later, kept, kept):
+        figures.save_hour(each)
+    assert figures.hours(since=hour, until=hour + 61 * MINUTE) == [kept, later]
+    assert figures.hours(since=hour, until=hour + 60 * MINUTE) == [kept]
+    assert figures.hours(since=hour + MINUTE, until=hour + 60 * MINUTE) == []
+    assert figures.last_hour() == later.hour
 
 
 # --- what was handled ---------------------------------------------------------------------------------
@@ -229,3 +283,52 @@ def test_brief_deliveries_come_without_stacks(stage: StoreStage, given: Samples)
     assert brief.failures[0].traceback == ""
     assert brief.failures[0].message == "no such table"
     assert brief.id == whole.id
+
+
+# --- chains -------------------------------------------------------------------------------------------
+
+
+def test_the_newest_events_of_a_name_come_with_their_chains(
+    stage: StoreStage, figures: Figures, given: Samples
+) -> None:
+    roots = [given.event(published_at=given.at(n), operation_id=new_id()) for n in range(3)]
+    answers = [
+        given.event(
+            name=f"Answer{given.tag}.made",
+            parent_ids=(root.id,),
+            source=given.handler,
+            operation_id=root.operation_id,
+        )
+        for root in roots
+    ]
+    stage.store.events.append([*roots, *answers], timeout=TIMEOUT)
+    retrying = given.settlement(roots[1], given.outcome("retrying"))
+    stage.store.deliveries.settle([given.settlement(root, Done()) for root in (roots[0], roots[2])])
+    stage.store.deliveries.settle([retrying])
+    stage.store.deliveries.insert_pending([given.delivery(answers[2])])
+    links = figures.links(given.event_name, since=given.at(0), until=given.at(5), limit=2)
+    assert [root.id for root in links.roots] == [roots[2].id, roots[1].id]
+    assert {each.id for each in links.events} == {each.id for each in (*roots[1:], *answers[1:])}
+    [answer] = [each for each in links.events if each.id == answers[1].id]
+    assert (answer.parent_ids, answer.source) == ((roots[1].id,), given.handler)
+    found = {
+        each.event_id: (each.handler, each.state, each.failed, each.duration_ms) for each in links.deliveries
+    }
+    assert found == {
+        roots[2].id: (given.handler, "succeeded", 0, 12.5),
+        roots[1].id: (given.handler, "retrying", 1, 12.5),
+        answers[2].id: (given.handler, "pending", 0, None),
+    }
+    assert not links.truncated
+    empty = figures.links(given.event_name, since=given.at(9), until=given.at(10), limit=2)
+    assert (empty.roots, empty.events, empty.deliveries) == ((), (), ())
+
+
+def test_of_very_large_chains_a_part_is_read(
+    stage: StoreStage, figures: Figures, given: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.store.events.append([given.event() for _ in range(5)], timeout=TIMEOUT)
+    for module in (mongo_figures, memory_figures):
+        monkeypatch.setattr(module, "MAX_LINKS", 3)
+    links = figures.links(given.event_name, since=given.at(-1), until=given.at(1), limit=2)
+    assert (len(links.roots), len(links.events), links.truncated) == (2, 3, True)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from eventdriven_sync.errors import (
     QueryTooSlow,
     StorePermissionDenied,
 )
-from eventdriven_sync.figures import AuditEntry, AuditQuery
+from eventdriven_sync.figures import AuditEntry, AuditQuery, HourCount
 from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, RetryAt
 from eventdriven_sync.store import NEW, DeliveryQuery, EventQuery, OperationQuery
 from eventdriven_sync.stores import connection, mongo_events
@@ -158,6 +159,16 @@ def figure_everything(store: MongoStore, given: Samples) -> None:
     figures.handled_by_minute(since=since, until=until)
     figures.handled_by_subject(since=since, until=until)
     figures.oldest_open()
+    figures.oldest_published()
+    minute = given.now.replace(second=0, microsecond=0)
+    figures.save_published([], since=minute, until=minute + timedelta(minutes=2))
+    figures.saved_published(since=since, until=until)
+    figures.counted_until()
+    figures.save_hour(HourCount(hour=minute, published=(), attempts=(), names=(), subjects=()))
+    figures.hours(since=since, until=until)
+    figures.last_hour()
+    figures.links(given.event_name, since=since, until=until, limit=5)
+    store.deliveries.count(DeliveryQuery(states=("dead",)))
     figures.letter_groups()
     figures.letter_groups([given.handler], since=since, until=until)
     for query in (
@@ -350,7 +361,19 @@ def test_the_newest_of_a_rare_kind_are_found_without_reading_the_others(
     store.events.append(
         [given.event(key="rare" if n % 20 == 0 else str(n)) for n in range(60)], timeout=TIMEOUT
     )
+    for number in range(60):
+        often = number % 20
+        store.trail.record(
+            AuditEntry(
+                id=new_id(),
+                who="ada" if often else "eve",
+                action="retry" if often else "pause",
+                ids=("often" if often else "rare",),
+            )
+        )
     commands.sent.clear()
+    for asked_for in ({"who": "eve"}, {"action": "pause"}, {"touched": "rare"}):
+        assert len(store.trail.find(AuditQuery(limit=10, **asked_for))) == 3
     for query in ({"kind": "cron"}, {"name": "rare"}, {"user": "eve"}, {"status": "failed"}):
         assert len(store.events.find_operations(OperationQuery(limit=10, **query))) == 3
     assert len(store.events.find(EventQuery(key="rare"))) == 3

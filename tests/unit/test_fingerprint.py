@@ -35,8 +35,9 @@ def test_failures_that_differ_in_values_have_one_fingerprint(one: str, other: st
     ("one", "other"),
     [
         ("user not found", "order not found"),
-        ("facade is decade", "face is decade"),
-        ("can't read it's file", "can't write it's file"),
+        ("facade is gone", "decade is gone"),
+        ("the users' list of writers' rows", "the users' loss of writers' rows"),
+        ("ab c", "a bc"),
         ("", "1"),
     ],
 )

@@ -240,6 +240,41 @@ def test_an_event_shows_its_deliveries_and_its_operation(
         monitor.event("nothing")
 
 
+# --- subjects -----------------------------------------------------------------------------------------
+
+
+def test_subjects_have_a_row_for_each_event_name(
+    monitor: Monitor, run: MemoryRun, bus: EventBus, letter: str
+) -> None:
+    greeted, renamed = monitor.subjects()
+    assert (greeted.name, greeted.published, greeted.handlers) == ("RigUser.greeted", 1, ())
+    assert (renamed.name, renamed.published, renamed.versions) == ("RigUser.renamed", 1, (1,))
+    assert renamed.handlers == ("Blog.fail", "Blog.greet")
+    before = run.clock() - timedelta(hours=1)
+    [renamed] = monitor.subjects(since=before - timedelta(hours=1), until=before)
+    assert renamed.published == 0
+
+
+def test_the_summary_of_an_event_shows_what_it_sets_off(
+    monitor: Monitor, run: MemoryRun, bus: EventBus, letter: str
+) -> None:
+    bus.publish_many([ADA, ADA])
+    run.drain()
+    summary = monitor.chain_summary("RigUser.renamed", sample=2)
+    assert (summary.name, summary.total, summary.sampled, summary.truncated) == (
+        "RigUser.renamed",
+        3,
+        2,
+        False,
+    )
+    fail, greet = summary.root.handlers
+    assert (fail.name, fail.count, fail.dead, fail.failure_ratio, fail.events) == ("Blog.fail", 2, 2, 1.0, ())
+    assert (greet.name, greet.succeeded, greet.failure_ratio) == ("Blog.greet", 2, 0.0)
+    assert [(each.name, each.count) for each in greet.events] == [("RigUser.greeted", 2)]
+    empty = monitor.chain_summary("Nobody.knows")
+    assert (empty.total, empty.root.count, empty.root.handlers) == (0, 0, ())
+
+
 # --- dead letters -------------------------------------------------------------------------------------
 
 
@@ -348,6 +383,12 @@ def test_nothing_is_done_that_cannot_be_put_on_record(
         (lambda m: m.events(payload={"a": 1}), "name and since"),
         (lambda m: m.events(name="A.b", payload={"a": 1}), "name and since"),
         (lambda m: m.event(7), "event id"),
+        (lambda m: m.subjects(since="today"), "since"),
+        (lambda m: m.subjects(since=utcnow() + timedelta(hours=1)), "since"),
+        (lambda m: m.subjects(since=utcnow() - timedelta(days=32)), "31 days"),
+        (lambda m: m.chain_summary(""), "name"),
+        (lambda m: m.chain_summary("A.b", sample=0), "sample"),
+        (lambda m: m.chain_summary("A.b", until=datetime(2026, 1, 1)), "until"),
         (lambda m: m.letter_groups(handler={"$gt": ""}), "handler"),
         (lambda m: m.letter_groups(group=7), "group"),
         (lambda m: m.letters(fingerprint=["x"]), "fingerprint"),

@@ -7,27 +7,29 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
+from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.figures import (
     DURATION_BUCKETS_MS,
     MAX_GROUPS,
+    MAX_LINKS,
+    DeliveryLink,
+    EventLink,
     HandledCount,
     LetterGroup,
+    Links,
     PublishedCount,
 )
 from eventdriven_sync.records import Delivery
+from eventdriven_sync.stores.memory.counts import MemoryCounts
 from eventdriven_sync.stores.memory.events import within
-from eventdriven_sync.stores.memory.state import State
 
 OPEN = ("pending", "running", "retrying")
 
 Row = dict[str, Any]
 
 
-class MemoryFigures:
+class MemoryFigures(MemoryCounts):
     """The ``Figures`` of a ``MemoryStore``. Thread-safe."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
 
     def published(self, *, since: datetime, until: datetime) -> list[PublishedCount]:
         """Events published in ``[since, until)`` by minute, name and version."""
@@ -87,6 +89,36 @@ class MemoryFigures:
                     groups[each.handler, each.fingerprint].append(each)
         largest = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
         return [_group(letters) for _, letters in largest[:MAX_GROUPS]]
+
+    def links(self, name: str, *, since: datetime, until: datetime, limit: int) -> Links:
+        """The newest events of a name published in ``[since, until)``, with their chains."""
+        with self._state.open() as tables:
+            events = sorted(tables.events.values(), key=lambda event: (event.published_at, event.id))
+            deliveries = list(tables.deliveries.values())
+        named = [e for e in reversed(events) if e.name == name and within(e.published_at, since, until)]
+        operations = {event.operation_id for event in named[:limit]}
+        inside = [event for event in events if event.operation_id in operations]
+        settled = [delivery for delivery in deliveries if delivery.operation_id in operations]
+        return Links(
+            roots=tuple(map(_event_link, named[:limit])),
+            events=tuple(map(_event_link, inside[:MAX_LINKS])),
+            deliveries=tuple(map(_delivery_link, settled[:MAX_LINKS])),
+            truncated=max(len(inside), len(settled)) > MAX_LINKS,
+        )
+
+
+def _event_link(event: Envelope) -> EventLink:
+    return EventLink(id=event.id, name=event.name, parent_ids=event.parent_ids, source=event.source)
+
+
+def _delivery_link(delivery: Delivery) -> DeliveryLink:
+    return DeliveryLink(
+        event_id=delivery.event_id,
+        handler=delivery.handler,
+        state=delivery.state,
+        failed=delivery.failed,
+        duration_ms=delivery.duration_ms,
+    )
 
 
 def _sums(rows: Sequence[Row]) -> Row:
