@@ -104,6 +104,17 @@ def test_minutes_that_are_over_are_counted_once(
     assert (count.minute, count.count) == (NOON, 2)
 
 
+def test_a_round_with_nothing_due_asks_the_clock_and_nothing_else(
+    counting: Counting, store: MemoryStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, NOON)
+    clock.time = NOON + timedelta(minutes=5)
+    rounds(counting)
+    monkeypatch.setattr(store, "figures", None)
+    clock.time += timedelta(seconds=20)
+    assert counting.round() == 0
+
+
 def test_another_leader_goes_on_where_the_last_one_stopped(
     store: MemoryStore, clock: Clock, asked: list[Any]
 ) -> None:
@@ -186,7 +197,22 @@ def test_hours_are_added_up_a_few_at_a_time_when_their_statistics_are_complete(
     assert [(each.minute, each.succeeded) for each in hour.attempts] == [(NOON, 1)]
     assert [(each.name, each.count) for each in hour.names] == [("A.b", 1)]
     assert [(each.handler, each.succeeded) for each in hour.subjects] == [("G.h", 1)]
-    assert HOURS_AT_ONCE > 1
+
+
+def test_hours_that_wait_are_added_up_once_and_a_few_at_a_time(
+    counting: Counting, store: MemoryStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, NOON)
+    store.figures.save_published([], since=NOON, until=NOON + 10 * HOUR)
+    saved: list[datetime] = []
+    keep = store.figures.save_hour
+    monkeypatch.setattr(store.figures, "save_hour", lambda hour: (saved.append(hour.hour), keep(hour)))
+    clock.time = NOON + 10 * HOUR + timedelta(minutes=10)
+    counting.round()
+    assert saved == [NOON + number * HOUR for number in range(HOURS_AT_ONCE)]
+    clock.time += MINUTE
+    counting.round()
+    assert saved == [NOON + number * HOUR for number in range(10)]
 
 
 # --- asking -------------------------------------------------------------------------------------------
@@ -246,12 +272,13 @@ def test_every_span_of_subjects_adds_up(store: MemoryStore, day: datetime, begin
 
 
 def test_only_what_nobody_has_counted_is_counted_when_asked(
-    store: MemoryStore, day: datetime, asked: list[Any]
+    store: MemoryStore, day: datetime, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     minute_counts(store, since=NOON, until=day)
     subject_counts(store, since=NOON, until=day)
     assert asked == [(day - 2 * MINUTE, day)] * 2
     asked.clear()
+    monkeypatch.setattr(store.figures, "handled_by_minute", None)
     minute_counts(store, since=NOON, until=NOON + 4 * HOUR)
     assert asked == []
 

@@ -36,15 +36,15 @@ def test_a_row_adds_up_minutes_versions_and_handlers() -> None:
     [row] = subject_rows(
         [published("A.b", 3), published("A.b", 4), published("A.b", 1, version=2)],
         [
-            handled("A.b", "G.one", succeeded=5, dead=1, durations=durations(b3=6)),
-            handled("A.b", "G.two", succeeded=1, failed=2, durations=durations(b3=3)),
+            handled("A.b", "G.one", succeeded=5, dead=1, durations=durations(b3=4, b6=5)),
+            handled("A.b", "G.two", succeeded=1, failed=2, durations=durations(b3=4)),
         ],
         [handler("G.two", "A.b"), handler("G.one", "A.b")],
     )
     assert (row.name, row.published, row.versions) == ("A.b", 8, (1, 2))
     assert row.handlers == ("G.one", "G.two")
     assert (row.succeeded, row.failed, row.dead) == (6, 2, 1)
-    assert row.p50_ms == pytest.approx(7.5)
+    assert row.p50_ms == pytest.approx(5 + 5 * 6.5 / 8)
 
 
 def test_what_was_only_published_handled_or_subscribed_has_a_row() -> None:
