@@ -31,7 +31,7 @@ HOURS_AT_ONCE = 6
 
 
 @attrs.frozen(kw_only=True)
-class MinuteCount:
+class MinuteRow:
     """What happened in one minute.
 
     Attributes:
@@ -134,7 +134,7 @@ def _names(minute: datetime, counts: Counter[tuple[str, int]]) -> tuple[Publishe
 # --- asking -------------------------------------------------------------------------------------------
 
 
-def minute_counts(store: Store, *, since: datetime, until: datetime) -> list[MinuteCount]:
+def minute_counts(store: Store, *, since: datetime, until: datetime) -> list[MinuteRow]:
     """Every minute of ``[since, until)``, oldest first, without gaps.
 
     Raises:
@@ -194,10 +194,10 @@ def _published(figures: Figures, since: datetime, until: datetime) -> list[Publi
     return kept + (figures.published(since=fresh, until=until) if fresh < until else [])
 
 
-def _minute(minute: datetime, published: int, handled: HandledCount | None) -> MinuteCount:
+def _minute(minute: datetime, published: int, handled: HandledCount | None) -> MinuteRow:
     if handled is None:
-        return MinuteCount(minute=minute, published=published)
-    return MinuteCount(
+        return MinuteRow(minute=minute, published=published)
+    return MinuteRow(
         minute=minute,
         published=published,
         succeeded=handled.succeeded,

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import attrs
 
-from eventdriven_sync.counting import MinuteCount
+from eventdriven_sync.counting import MinuteRow as MinuteRow
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.records import Delivery, HandlerRecord, Operation, WorkerRecord
 
@@ -46,7 +46,7 @@ class Overview:
     """
 
     at: datetime
-    minutes: tuple[MinuteCount, ...]
+    minutes: tuple[MinuteRow, ...]
     pending: int
     running: int
     retrying: int

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from eventdriven_sync.broker import ConsumerState, StreamState
-from eventdriven_sync.counting import MINUTE, MinuteCount, floor, minute_counts
+from eventdriven_sync.counting import MINUTE, MinuteRow, floor, minute_counts
 from eventdriven_sync.errors import BrokerError
 from eventdriven_sync.monitoring.records import ConsumerRow, HandlerRow, Overview, StreamRow
 from eventdriven_sync.records import WorkerRecord
@@ -125,6 +125,6 @@ def _late(oldest: datetime | None, now: datetime) -> list[str]:
     return [f"the oldest unhandled event has waited {age / 60:,.0f} minutes"]
 
 
-def _minutes(store: Store, now: datetime, minutes: int) -> list[MinuteCount]:
+def _minutes(store: Store, now: datetime, minutes: int) -> list[MinuteRow]:
     end = floor(now, MINUTE) + MINUTE
     return minute_counts(store, since=end - minutes * MINUTE, until=end)
