@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from flask import request
 
+from eventdriven_sync.dashboard import parameters
 from eventdriven_sync.dashboard.mount import url, visit
 from eventdriven_sync.errors import InvalidOption, shorten
 
@@ -15,25 +16,19 @@ NOTICES = {
     "retried": "It runs again, with fresh attempts.",
     "discarded": "It is discarded; your reason is on record.",
 }
-MAX_TEXT = 300
+MAX_ID = 300
 MAX_IDS = 40
-_AGO = re.compile(r"(\d{1,6})\s*([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604_800}
 _INSIDE = re.compile(r"/[\w./:~%@,;=?&+!$'()*-]*")
 
 
-def text(name: str, *, most: int = MAX_TEXT) -> str | None:
+def text(name: str) -> str | None:
     """A text, without blanks around it; None if it is missing or empty.
 
     Raises:
-        InvalidOption: it is longer than ``most`` characters.
+        InvalidOption: it is longer than 1,000 characters.
     """
     value = request.args.get(name, "").strip()
-    if len(value) > most:
-        raise InvalidOption(
-            f"{name} has {len(value):,} characters: give at most {most:,}", field=name, limit=most
-        )
-    return value or None
+    return parameters.text(name, value) if value else None
 
 
 def one_of(name: str, words: Sequence[str]) -> str | None:
@@ -43,9 +38,7 @@ def one_of(name: str, words: Sequence[str]) -> str | None:
         InvalidOption: it is another one.
     """
     value = text(name)
-    if value is not None and value not in words:
-        raise InvalidOption(f"{name} is {shorten(value)}: give {', '.join(words)}", field=name)
-    return value
+    return value and parameters.choice(*words)(name, value)
 
 
 def moment(name: str) -> datetime | None:
@@ -57,22 +50,19 @@ def moment(name: str) -> datetime | None:
     value = text(name)
     if value is None:
         return None
-    ago = _AGO.fullmatch(value)
+    return parameters.moment(name, f"{value}Z" if _has_no_offset(value) else value)
+
+
+def _has_no_offset(value: str) -> bool:
     try:
-        if ago:
-            return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
-        found = datetime.fromisoformat(value)
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise InvalidOption(
-            f"{name} is {shorten(value)}: give 30m, 2h, 7d, or a time in UTC such as 2026-01-31T12:00",
-            field=name,
-        ) from error
+        return datetime.fromisoformat(value).tzinfo is None
+    except ValueError:
+        return False
 
 
 def ids(name: str) -> frozenset[str]:
     """The ids that a page has open or closed; more than it can hold are forgotten."""
-    return frozenset(value[:MAX_TEXT] for value in request.args.getlist(name)[:MAX_IDS] if value)
+    return frozenset(value[:MAX_ID] for value in request.args.getlist(name)[:MAX_IDS] if value)
 
 
 def payload(name: str) -> dict[str, str | int | float | bool] | None:

@@ -15,7 +15,7 @@ from typing import Literal
 import attrs
 
 from eventdriven_sync.chain import Chain, ChainDelivery, ChainEvent
-from eventdriven_sync.cli.render import FOLD_FROM, MARKS, attempts, last_error
+from eventdriven_sync.cli.render import FOLD_FROM, MARKS, last_error
 from eventdriven_sync.cli.words import clean, duration, first_line, many
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.records import Delivery, Operation
@@ -227,20 +227,24 @@ def _delivery_node(child: ChainDelivery, event: Envelope) -> Node:
     begun = started_first(delivery, event.published_at)
     known = delivery.reason in ("", "attempts_exhausted")
     state = delivery.state if known else f"{delivery.state} ({clean(delivery.reason)})"
-    tried = attempts(delivery) if delivery.attempts > 1 or delivery.generation else ""
+    tried = many(delivery.attempts, "attempt") if delivery.attempts > 1 else ""
     ran = duration(delivery.duration_ms)
     return Node(
         id=delivery.id,
         kind="delivery",
         label=clean(delivery.handler),
         state=delivery.state,
-        note=_joined(state, tried, ran if not child.events else ""),
+        note=_joined(state, tried, _retried(delivery.generation), ran if not child.events else ""),
         edge=f"waited {_milliseconds(event.published_at, begun)}" if begun else "",
         edge_title="from publishing to the start of the handler",
         due_at=delivery.due_at if delivery.state == "retrying" else None,
         error=last_error(delivery) if delivery.state != "succeeded" else "",
         ran=ran,
     )
+
+
+def _retried(generation: int) -> str:
+    return f"retried {generation}×" if generation else ""
 
 
 def _add_opened(parent: Node, name: str, items: list[ChainEvent], chain: Chain) -> list[_Branch]:

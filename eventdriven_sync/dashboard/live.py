@@ -149,6 +149,11 @@ class Subscription:
         """Nothing more is wanted. Safe to call again."""
         self._watcher.forget(self)
 
+    def end(self) -> None:
+        """Close it, and let who waits for it know."""
+        self.close()
+        self.tell("")
+
 
 @attrs.define(eq=False, kw_only=True)
 class _Topic:
@@ -190,12 +195,18 @@ class Watcher:
 
     def end(self, page: str) -> None:
         """End the subscription of a page that its tab shows no more."""
-        with self._lock:
-            every = [each for place in self._topics.values() for each in place.subscriptions]
-        for subscription in every:
+        for subscription in self._every():
             if subscription.page == page:
-                subscription.close()
-                subscription.tell("")
+                subscription.end()
+
+    def end_all(self) -> None:
+        """End every subscription, so that a server that stops need not wait for its streams."""
+        for subscription in self._every():
+            subscription.end()
+
+    def _every(self) -> list[Subscription]:
+        with self._lock:
+            return [each for place in self._topics.values() for each in place.subscriptions]
 
     def forget(self, subscription: Subscription) -> None:
         """Take a subscription out."""

@@ -21,9 +21,9 @@ export function prepareLive() {
     stop();
     topic = wanted;
     start();
-  } else {
-    show(mark?.dataset.is || (source ? "open" : "polling"));
   }
+  if (!topic) show(mark?.dataset.is || "");
+  else if (source || timer) show(source?.readyState === 1 ? "open" : "polling");
 }
 
 document.addEventListener("visibilitychange", () => {
@@ -83,7 +83,7 @@ function refresh() {
   }, Math.max(0, fresh + AT_MOST_EVERY - Date.now()));
 }
 
-const WORDS = { open: "live", polling: "every 3 s", paused: "paused", away: "server away" };
+const WORDS = { open: "live", polling: "every 3 s", paused: "paused", settled: "settled", away: "server away" };
 
 function show(state) {
   const mark = document.querySelector("[data-live]");
