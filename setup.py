@@ -51,6 +51,7 @@ TEST = [
     "pytest>=9",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "schemathesis>=4.10",
     "sybil>=9",
 ]
 DOCS = ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"]

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from eventdriven_sync.chain import Chain, ChainEvent
+from eventdriven_sync.people import User
 from eventdriven_sync.records import Delivery
 
 Document = dict[str, Any]
@@ -56,6 +57,13 @@ def delivery_summary(delivery: Delivery) -> Document:
     found["error_type"] = last.error_type if last else None
     found["error"] = last.message if last else None
     found["fingerprint"] = delivery.fingerprint
+    return found
+
+
+def user_document(user: User) -> Document:
+    """A user without the hash of their password."""
+    found = document(user)
+    del found["password"]
     return found
 
 

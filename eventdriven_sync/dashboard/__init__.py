@@ -5,19 +5,20 @@ Needs ``pip install "eventdriven_sync[dashboard]"``.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from eventdriven_sync.dashboard.access import Identity, Role
 from eventdriven_sync.errors import MissingExtra
 
 if TYPE_CHECKING:
-    from flask import Blueprint
+    from flask import Blueprint, Flask
 
     from eventdriven_sync.bus import EventBus
     from eventdriven_sync.dashboard.mount import Authorize
     from eventdriven_sync.redaction import Redaction
 
-__all__ = ["Identity", "Role", "dashboard"]
+__all__ = ["Identity", "Role", "application", "dashboard"]
 
 
 def dashboard(
@@ -51,12 +52,9 @@ def dashboard(
     Example:
         >>> app.register_blueprint(dashboard(bus), url_prefix="/events")
     """
-    try:
-        from eventdriven_sync.dashboard.blueprint import build
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            'the dashboard needs: pip install "eventdriven_sync[dashboard]"', extra="dashboard"
-        ) from error
+    need_packages()
+    from eventdriven_sync.dashboard.blueprint import build
+
     return build(
         bus,
         authorize=authorize,
@@ -66,3 +64,55 @@ def dashboard(
         redaction=redaction,
         name=name,
     )
+
+
+def application(
+    bus: EventBus,
+    *,
+    authorize: Authorize | None = None,
+    insecure: bool = False,
+    secret_key: str | bytes | None = None,
+    registration: bool = False,
+    redaction: Redaction | None = None,
+    proxies: int = 0,
+    threads: int = 8,
+) -> Flask:
+    """The dashboard as a WSGI application of its own, for any server or mount; see ``dashboard``.
+
+    Args:
+        secret_key: without one each process makes its own: give one if several serve the same address.
+        proxies: how many stand before it; their ``X-Forwarded-For``, ``-Proto`` and ``-Host`` are believed.
+        threads: of the server: half of them may hold a live stream.
+
+    Raises:
+        what ``dashboard`` raises, and ConfigurationError for a weak key.
+
+    Example:
+        >>> mounted = DispatcherMiddleware(site, {"/events": application(bus, authorize=who)})
+    """
+    need_packages()
+    from eventdriven_sync.dashboard.server import make_application
+
+    return make_application(
+        bus,
+        authorize=authorize,
+        insecure=insecure,
+        secret_key=secret_key,
+        registration=registration,
+        redaction=redaction,
+        proxies=proxies,
+        threads=threads,
+    )
+
+
+def need_packages(*more: str) -> None:
+    """Whether what the dashboard is made with is installed, and these as well.
+
+    Raises:
+        MissingExtra: a package is not.
+    """
+    for package in ("flask", "jinja2", *more):
+        if find_spec(package) is None:
+            raise MissingExtra(
+                f'the dashboard needs {package}: pip install "eventdriven_sync[dashboard]"', extra="dashboard"
+            )

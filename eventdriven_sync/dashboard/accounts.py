@@ -11,7 +11,7 @@ from eventdriven_sync.config import check_name
 from eventdriven_sync.dashboard.access import check_role
 from eventdriven_sync.dashboard.passwords import Hasher, check_password_rules
 from eventdriven_sync.envelope import new_id, utcnow
-from eventdriven_sync.errors import EventDrivenError, InvalidOption, NotFound, shorten
+from eventdriven_sync.errors import EventDrivenError, InvalidOption, InvalidTransition, NotFound, shorten
 from eventdriven_sync.figures import AuditEntry
 from eventdriven_sync.people import (
     MAX_USERS,
@@ -145,9 +145,11 @@ class Accounts:
         Raises:
             NotFound: there is none of this name.
             InvalidOption: the role is none, or a group's name cannot be used.
+            InvalidTransition: nobody would be admin any more.
         """
         before = self.get(name)
         known = before.name
+        self._keep_an_admin(before, change)
         if change.role is not None:
             check_role(change.role)
         for group in change.groups or ():
@@ -159,6 +161,20 @@ class Accounts:
         action = "user_changed" if change.password is None else "password_changed"
         self._note(action, by=by, ip=ip, ids=[known], before=_shown(before), after=_shown(after))
         return after
+
+    def approve(self, name: str, *, role: str | None = None, by: str, ip: str = "") -> User:
+        """Let in somebody who waits for it, or was disabled.
+
+        Args:
+            role: another one than they have; of those who asked for an account that is ``viewer``.
+
+        Raises:
+            NotFound, InvalidOption.
+            InvalidTransition: they are in already.
+        """
+        if self.get(name).state == "active":
+            raise InvalidTransition(f"user {name.lower()!r} is active already", name=name, state="active")
+        return self.change(name, UserChange(state="active", role=role), by=by, ip=ip)
 
     def set_password(self, name: str, password: str, *, by: str, ip: str = "") -> User:
         """Another password; all sessions end.
@@ -261,6 +277,16 @@ class Accounts:
             after=after or {},
         )
         self._bus.store.trail.record(entry)
+
+    def _keep_an_admin(self, user: User, change: UserChange) -> None:
+        """At least one: otherwise only who has a shell could let anybody in again."""
+        stays = change.state in (None, "active") and change.role in (None, "admin")
+        if stays or (user.role, user.state) != ("admin", "active"):
+            return
+        if self._people.count_users(role="admin", state="active") < 2:
+            raise InvalidTransition(
+                f"user {user.name!r} is the only admin: make somebody else one first", name=user.name
+            )
 
     def _count(self, keys: Sequence[str], limits: Sequence[int]) -> None:
         strikes = self._people.strike(keys, window=WINDOW)

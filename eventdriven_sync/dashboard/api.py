@@ -28,10 +28,10 @@ from eventdriven_sync.dashboard.parameters import (
     text,
 )
 from eventdriven_sync.dashboard.routing import Routes
-from eventdriven_sync.documents import Document, delivery_summary, document
+from eventdriven_sync.documents import Document, delivery_summary, document, user_document
 from eventdriven_sync.envelope import check_id
 from eventdriven_sync.monitoring.records import EventDetail, Page
-from eventdriven_sync.people import USER_STATES, User, UserChange
+from eventdriven_sync.people import USER_STATES, UserChange
 
 api = Routes(kind="api")
 
@@ -146,6 +146,19 @@ def api_event(event_id: str) -> Response:
     return answer(_event_document(monitor().event(check_id(event_id, field="event_id"))))
 
 
+@api.get("/api/v1/subjects", role="viewer")
+def api_subjects() -> Response:
+    """A row for each event name: what was published, and how its handlers did."""
+    found = monitor().subjects(**arguments(**_SPAN))
+    return answer({"items": [document(each) for each in found]})
+
+
+@api.get("/api/v1/subjects/<name>/chain", role="viewer")
+def api_chain_summary(name: str) -> Response:
+    """What the events of a name set off, added up over the newest of them."""
+    return answer(document(monitor().chain_summary(name, **arguments(sample=number(1, 1000), **_SPAN))))
+
+
 def chain_list(chain: Chain) -> Document:
     """A chain as a list: nested it could be deeper than JSON parsers go."""
     published_by = {
@@ -239,7 +252,9 @@ def api_users() -> Response:
 @api.post("/api/v1/users/<name>/approve", role="admin")
 def api_approve_user(name: str) -> Response:
     """Let in somebody who asked for an account, or was disabled; as a viewer unless a role is given."""
-    return _change_user(name, UserChange(state="active", role=body(role=role).get("role")))
+    arguments()
+    fields = body(role=role)
+    return answer(user_document(_accounts().approve(name, **fields, **_actor())))
 
 
 @api.post("/api/v1/users/<name>/role", role="admin")
@@ -253,13 +268,6 @@ def api_disable_user(name: str) -> Response:
     """Let a user in no more; their sessions end."""
     body()
     return _change_user(name, UserChange(state="disabled"))
-
-
-def user_document(user: User) -> Document:
-    """A user without the hash of their password."""
-    found = document(user)
-    del found["password"]
-    return found
 
 
 def _change_user(name: str, change: UserChange) -> Response:

@@ -24,6 +24,7 @@ from eventdriven_sync.errors import (
     InvalidTransition,
     NotFound,
     PublishOutcomeUnknown,
+    QueryTooSlow,
     StoreUnavailable,
 )
 
@@ -38,6 +39,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (InvalidOption, 400),
     (InvalidEventId, 400),
     (CodecError, 400),
+    (QueryTooSlow, 400),
 )
 _AWAY = (StoreUnavailable, BrokerUnavailable, PublishOutcomeUnknown, TooBusy)
 

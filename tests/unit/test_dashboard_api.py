@@ -17,6 +17,8 @@ from eventdriven_sync.envelope import Envelope, new_id
 from eventdriven_sync.figures import AuditEntry, LetterGroup
 from eventdriven_sync.monitor import Monitor
 from eventdriven_sync.monitoring.records import ConsumerRow, HandlerRow, MinuteRow, Overview, StreamRow
+from eventdriven_sync.monitoring.subjects import SubjectRow
+from eventdriven_sync.monitoring.summary import ChainSummary, SummaryEvent, SummaryHandler
 from eventdriven_sync.outcome import Failure
 from eventdriven_sync.records import Delivery, HandlerRecord, Operation, RawMessage, WorkerRecord
 from tests.unit.dashboards import Story, site, story
@@ -104,6 +106,17 @@ def test_events_are_listed_and_filtered(caller: Caller, told: Story) -> None:
     assert detail["event"] == found
     assert detail["operation"]["id"] == told.operation
     assert len(detail["deliveries"]) == 2
+
+
+def test_subjects_are_counted_and_their_chains_added_up(caller: Caller) -> None:
+    rows = {row["name"]: row for row in caller.found("/subjects", since="1h")["items"]}
+    assert rows["Shop.userRenamed"]["published"] == 1
+    found = caller.found("/subjects/Shop.userRenamed/chain", sample=10)
+    assert (found["total"], found["sampled"]) == (1, 1)
+    handlers = {each["name"]: each for each in found["root"]["handlers"]}
+    assert handlers["Comment.update_comments"]["dead"] == 1
+    assert [each["name"] for each in handlers["Blog.update_posts"]["events"]] == ["Shop.postsUpdated"]
+    assert caller.get("/subjects", since="400d").status_code == 400
 
 
 def test_pages_follow_each_other(caller: Caller) -> None:
@@ -398,6 +411,7 @@ def test_the_description_names_every_route_and_no_other(caller: Caller) -> None:
     "record",
     [
         AuditEntry,
+        ChainSummary,
         ConsumerRow,
         Delivery,
         Envelope,
@@ -410,6 +424,9 @@ def test_the_description_names_every_route_and_no_other(caller: Caller) -> None:
         Overview,
         RawMessage,
         StreamRow,
+        SubjectRow,
+        SummaryEvent,
+        SummaryHandler,
         WorkerRecord,
     ],
 )
