@@ -82,6 +82,7 @@ TEST = [
     "pytest>=9",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "schemathesis>=4.10",
     "setuptools>=77",
     "sybil>=9",
 ]
@@ -122,7 +123,10 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["eventdriven_sync*"]),
-    package_data={"eventdriven_sync": ["py.typed"]},
+    package_data={
+        "eventdriven_sync": ["py.typed"],
+        "eventdriven_sync.dashboard": ["openapi.json", "templates/**/*", "static/**/*"],
+    },
     cmdclass={"build_py": BuildWithExample},
     zip_safe=False,
     install_requires=CORE,

@@ -85,7 +85,7 @@ def build_chain(
     for delivery in deliveries:
         by_event[delivery.event_id][delivery.handler] = delivery
     for event in events:
-        _add_expected(event, by_event[event.id], handlers)
+        add_expected(event, by_event[event.id], handlers)
     parents = _parents(events, by_event)
     nodes = _nodes(events, by_event, parents)
     known = {event.id: event for event in events}
@@ -93,8 +93,8 @@ def build_chain(
     return Chain(operation=operation, events=roots, truncated=truncated)
 
 
-def _add_expected(event: Envelope, found: dict[str, Delivery], handlers: Sequence[HandlerRecord]) -> None:
-    """A handler that is owed the event and has no record yet: its delivery is pending."""
+def add_expected(event: Envelope, found: dict[str, Delivery], handlers: Sequence[HandlerRecord]) -> None:
+    """Add to ``found`` (by handler) what has no record yet: a handler that is owed the event is pending."""
     for record in handlers:
         owed = event.name in record.events and (
             record.starts_at is None or event.published_at >= record.starts_at

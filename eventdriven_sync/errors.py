@@ -169,6 +169,10 @@ class StoreUnavailable(StoreError):
     """MongoDB cannot be reached within the deadline; nothing was written."""
 
 
+class QueryTooSlow(StoreError):
+    """A question of a person took longer than it may; nothing is wrong with the store. Ask for less."""
+
+
 class StorePermissionDenied(StoreError):
     """MongoDB refuses the user this action."""
 

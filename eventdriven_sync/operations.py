@@ -290,29 +290,35 @@ class Operations:
             )
         )
 
-    def chain(self, operation_id: str) -> Chain:
+    def chain(self, operation_id: str, *, limit: int | None = None, brief: bool = False) -> Chain:
         """The tree operation → events → deliveries → events, with times, states, attempts and errors.
 
-        A handler that has not begun yet appears as a ``pending`` delivery. Of more than 20,000 events the
-        first are shown and the chain says that it is ``truncated``.
+        A handler that has not begun yet appears as a ``pending`` delivery.
+
+        Args:
+            limit: how many events are shown at most, 20,000 by default, the first ones: the chain says if it
+                is ``truncated``. Of deliveries up to five times as many.
+            brief: leave out the stacks of failures.
 
         Raises:
             NotFound: no operation has this id.
+            InvalidOption: ``limit`` is no whole number from 1 to 20,000.
         """
+        limit = MAX_CHAIN if limit is None else limit
+        check_count(limit, field="limit", high=MAX_CHAIN)
         operation = self.get(operation_id)
         store = self._bus.store
         # In this order: what a handler published is stored before its success, so whoever sees the success
         # sees the events, and a chain never looks settled while an event of it is still to be handled.
-        deliveries = store.deliveries.find(
-            DeliveryQuery(operation_id=operation_id, limit=MAX_CHAIN_DELIVERIES)
-        )
-        events = store.events.find(EventQuery(operation_id=operation_id, oldest_first=True, limit=MAX_CHAIN))
+        most = min(5 * limit, MAX_CHAIN_DELIVERIES)
+        deliveries = store.deliveries.find(DeliveryQuery(operation_id=operation_id, limit=most, brief=brief))
+        events = store.events.find(EventQuery(operation_id=operation_id, oldest_first=True, limit=limit))
         return build_chain(
             operation,
             events,
             deliveries,
             store.directory.handlers(),
-            truncated=len(events) >= MAX_CHAIN or len(deliveries) >= MAX_CHAIN_DELIVERIES,
+            truncated=len(events) >= limit or len(deliveries) >= most,
         )
 
     def wait(self, operation_id: str, *, timeout: float | None = None) -> Chain:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from eventdriven_sync.broker import Broker
@@ -29,13 +29,28 @@ LATE = 90.0
 
 
 class Reconciler:
-    """Looks after events that fell out of the broker. Thread-safe; ``round`` may be called by anybody."""
+    """Looks after events that fell out of the broker. Thread-safe; ``round`` may be called by anybody.
 
-    def __init__(self, *, store: Store, broker: Broker, settings: Settings, holder: str) -> None:
+    Args:
+        holder: who asks for the lease.
+        chores: what the one that leads does besides after each round.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        broker: Broker,
+        settings: Settings,
+        holder: str,
+        chores: Sequence[Callable[[], object]] = (),
+    ) -> None:
         self._store = store
         self._broker = broker
         self._settings = settings
         self._holder = holder
+        self._chores = chores
+        self._leads = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="eventdriven-reconciler", daemon=True)
 
@@ -52,23 +67,30 @@ class Reconciler:
     def round(self) -> int:
         """Compare every handler's events with its deliveries; how many deliveries were brought."""
         ttl = 10.0 + 3 * self._settings.reconcile_every
-        if not self._store.directory.lead(ROLE, self._holder, ttl=ttl):
+        self._leads = self._store.directory.lead(ROLE, self._holder, ttl=ttl)
+        if not self._leads:
             return 0
         now = self._store.directory.now()
         return sum(self._try(record, now) for record in self._store.directory.handlers())
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.reconcile_every):
-            try:
-                self.round()
-            except (StoreError, BrokerError) as error:
-                log.warning("The reconciler waits: %s", error, extra={"action": "reconciler_wait"})
-            except Exception:
-                log.exception("The reconciler met an unexpected error and goes on")
+            self._guard(self.round)
+            for chore in self._chores if self._leads else ():
+                self._guard(chore)
         try:
             self._store.directory.resign(ROLE, self._holder)
         except StoreError as error:
             log.info("The reconciler's lease ends by itself: %s", error)
+
+    def _guard(self, step: Callable[[], object]) -> None:
+        """What goes wrong in one step must not keep the next ones from theirs."""
+        try:
+            step()
+        except (StoreError, BrokerError) as error:
+            log.warning("The reconciler waits: %s", error, extra={"action": "reconciler_wait"})
+        except Exception:
+            log.exception("The reconciler met an unexpected error and goes on")
 
     def _try(self, record: HandlerRecord, now: datetime) -> int:
         """What is wrong with one handler's stream must not keep the others from theirs."""

@@ -9,7 +9,12 @@ from typing import Any, Literal
 import attrs
 
 from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.errors import PayloadNotSerializable, PayloadTooLarge, shorten
+from eventdriven_sync.fingerprint import fingerprint
 from eventdriven_sync.outcome import FINAL_STATES, DeliveryState, Failure, Outcome
+
+MAX_REPLY = 8 * 1024 * 1024
+"""Bytes of headers and body; a document of MongoDB holds twice as much."""
 
 OperationStatus = Literal["running", "succeeded", "failed"]
 IdempotencyState = Literal["mine", "running", "answered"]
@@ -106,6 +111,13 @@ class Delivery:
     def group(self) -> str:
         """The consumer group, which is the part of the handler's name before the dot."""
         return self.handler.partition(".")[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the last failure, equal for failures of the same cause; empty without failures."""
+        if not self.failures:
+            return ""
+        return fingerprint(self.failures[-1].error_type, self.failures[-1].message)
 
     @property
     def final(self) -> bool:
@@ -225,3 +237,23 @@ class IdempotencyRecord:
     state: IdempotencyState
     token: str
     reply: Reply | None = None
+
+
+def check_reply(reply: Reply) -> None:
+    """PayloadTooLarge or PayloadNotSerializable unless the store can keep it."""
+    size = len(reply.body)
+    for name, value in reply.headers:
+        try:
+            size += len(name.encode()) + len(value.encode())
+        except UnicodeEncodeError as error:
+            raise PayloadNotSerializable(
+                f"header {shorten(name)} of the reply is {shorten(value)}: give text that UTF-8 can carry",
+                field=name,
+            ) from error
+    if size > MAX_REPLY:
+        raise PayloadTooLarge(
+            f"the reply has {size:,} bytes of headers and body, limit {MAX_REPLY:,}: store the content "
+            "elsewhere and answer with its address, or do not keep this reply",
+            size=size,
+            limit=MAX_REPLY,
+        )

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from eventdriven_sync.figures import DURATION_BUCKETS_MS
 from eventdriven_sync.outcome import Dead, Discarded, Done
 from eventdriven_sync.records import Settlement
-
-# Upper bounds in milliseconds; the last bucket is everything above.
-DURATION_BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 60_000)
 
 
 class Stats:

@@ -7,16 +7,19 @@ StorePermissionDenied. Repeating a write with the same ids and tokens is always 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
 
 from eventdriven_sync.config import check_text
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import InvalidOption, PayloadNotSerializable, PayloadTooLarge, shorten
+from eventdriven_sync.errors import InvalidOption, shorten
+from eventdriven_sync.people import People
 from eventdriven_sync.records import (
     Delivery,
     HandlerRecord,
@@ -27,17 +30,22 @@ from eventdriven_sync.records import (
     WorkerRecord,
 )
 
+if TYPE_CHECKING:
+    from eventdriven_sync.figures import AuditTrail, Figures
+
 T = TypeVar("T")
 
 NEW = datetime.max.replace(tzinfo=UTC)
 """As a handler's ``starts_at``: from the moment of its registration, by the server's clock."""
 
 MAX_TEXT = 1000
-MAX_REPLY = 8 * 1024 * 1024
-"""Bytes of headers and body; a document of MongoDB holds twice as much."""
+MAX_PATH_DEPTH = 5
+MAX_PAYLOAD_FIELDS = 5
+
+_STEP = re.compile(r"[^$.\x00][^.\x00]{0,99}")
 
 
-def _check(query: Any) -> None:
+def check_query(query: Any) -> None:
     """InvalidOption unless text is text: a dict from a web form would be an expression to MongoDB."""
     for field in attrs.fields(type(query)):
         name, kind, value = field.name, str(field.type), getattr(query, field.name)
@@ -50,34 +58,53 @@ def _check(query: Any) -> None:
                 check_text(part, field=name, most=MAX_TEXT)
 
 
-def check_reply(reply: Reply) -> None:
-    """PayloadTooLarge or PayloadNotSerializable unless the store can keep it."""
-    size = len(reply.body)
-    for name, value in reply.headers:
-        try:
-            size += len(name.encode()) + len(value.encode())
-        except UnicodeEncodeError as error:
-            raise PayloadNotSerializable(
-                f"header {shorten(name)} of the reply is {shorten(value)}: give text that UTF-8 can carry",
-                field=name,
-            ) from error
-    if size > MAX_REPLY:
-        raise PayloadTooLarge(
-            f"the reply has {size:,} bytes of headers and body, limit {MAX_REPLY:,}: store the content "
-            "elsewhere and answer with its address, or do not keep this reply",
-            size=size,
-            limit=MAX_REPLY,
+def check_payload(payload: Mapping[str, Any]) -> None:
+    """InvalidOption unless these are fields of a payload, by dotted path, with scalars to be equal to."""
+    if not isinstance(payload, Mapping) or len(payload) > MAX_PAYLOAD_FIELDS:
+        raise InvalidOption(
+            f"payload is {shorten(payload)}: give up to {MAX_PAYLOAD_FIELDS} fields, such as "
+            '{"user.id": "42"}',
+            field="payload",
+            limit=MAX_PAYLOAD_FIELDS,
+        )
+    for path, value in payload.items():
+        steps = path.split(".") if isinstance(path, str) else []
+        if not 0 < len(steps) <= MAX_PATH_DEPTH or not all(_STEP.fullmatch(step) for step in steps):
+            raise InvalidOption(
+                f"payload field {shorten(path)} cannot be asked for: give names joined by dots, at most "
+                f"{MAX_PATH_DEPTH} of 1 to 100 characters, none of them beginning with $",
+                field="payload",
+                limit=MAX_PATH_DEPTH,
+            )
+        _check_scalar(path, value)
+
+
+def _check_scalar(path: str, value: Any) -> None:
+    if isinstance(value, str):
+        check_text(value or "-", field=f"payload field {path}", most=MAX_TEXT)
+        return
+    whole = isinstance(value, int) and (isinstance(value, bool) or -(2**63) <= value < 2**63)
+    if not whole and not (isinstance(value, float) and isfinite(value)):
+        raise InvalidOption(
+            f"payload field {path} is {shorten(value)}: give text, a number of 64 bits, true or false",
+            field="payload",
         )
 
 
 @attrs.frozen(kw_only=True)
 class EventQuery:
-    """Which events; empty fields match everything. Newest first; ``after``: last id of the page before."""
+    """Which events; empty fields match everything. Newest first; ``after``: last id of the page before.
+
+    Attributes:
+        payload: fields of the payload by dotted path, with the scalars they must be equal to, or contain if
+            they are lists. No index serves them: only together with ``names`` and ``since``.
+    """
 
     names: tuple[str, ...] = ()
     operation_id: str | None = None
     source: str | None = None
     key: str | None = None
+    payload: Mapping[str, Any] = attrs.field(factory=dict)
     since: datetime | None = None
     until: datetime | None = None
     after: str | None = None
@@ -85,18 +112,31 @@ class EventQuery:
     limit: int = 100
 
     def __attrs_post_init__(self) -> None:
-        _check(self)
+        check_query(self)
+        check_payload(self.payload)
+        if self.payload and not (self.names and self.since):
+            raise InvalidOption(
+                "a payload field is looked for event by event: give the event's name and since as well",
+                field="payload",
+            )
 
 
 @attrs.frozen(kw_only=True)
 class DeliveryQuery:
-    """Which deliveries; empty fields match everything. Newest first by ``created_at``."""
+    """Which deliveries; empty fields match everything. Newest first by ``created_at``.
+
+    Attributes:
+        error: class name of the last error.
+        fingerprint: of the last error, see ``fingerprint``.
+        brief: find them without the stacks of their failures.
+    """
 
     ids: tuple[str, ...] = ()
     handler: str | None = None
     group: str | None = None
     states: tuple[str, ...] = ()
     error: str | None = None
+    fingerprint: str | None = None
     reason: str | None = None
     event_id: str | None = None
     event_name: str | None = None
@@ -105,9 +145,10 @@ class DeliveryQuery:
     until: datetime | None = None
     after: str | None = None
     limit: int = 100
+    brief: bool = False
 
     def __attrs_post_init__(self) -> None:
-        _check(self)
+        check_query(self)
 
 
 @attrs.frozen(kw_only=True)
@@ -124,7 +165,7 @@ class OperationQuery:
     limit: int = 100
 
     def __attrs_post_init__(self) -> None:
-        _check(self)
+        check_query(self)
 
 
 class EventStore(Protocol):
@@ -331,7 +372,7 @@ class IdempotencyStore(Protocol):
 
 
 class Store(Protocol):
-    """The event store: four views on one database, and its transactions."""
+    """The event store: views on one database, and its transactions."""
 
     @property
     def events(self) -> EventStore:
@@ -344,6 +385,18 @@ class Store(Protocol):
     @property
     def directory(self) -> Directory:
         """Handlers, workers, leases, statistics."""
+
+    @property
+    def figures(self) -> Figures:
+        """Counts and groups for monitoring."""
+
+    @property
+    def trail(self) -> AuditTrail:
+        """Who did what."""
+
+    @property
+    def people(self) -> People:
+        """Users of the dashboard, their sessions and tries."""
 
     @property
     def idempotency(self) -> IdempotencyStore:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from eventdriven_sync.broker import ConsumerSpec, Consumption, Incoming
 from eventdriven_sync.config import check_number
+from eventdriven_sync.counting import Counting
 from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import (
     BrokerUnavailable,
@@ -207,7 +208,13 @@ class Worker:
             capacity=sum(lane.share for lane in self._lanes.values()),
             max_lost=settings.max_lost,
         )
-        self._reconciler = Reconciler(store=store, broker=self._bus.broker, settings=settings, holder=self.id)
+        self._reconciler = Reconciler(
+            store=store,
+            broker=self._bus.broker,
+            settings=settings,
+            holder=self.id,
+            chores=[Counting(store).round],
+        )
         self._heart = threading.Thread(target=self._heartbeats, name="eventdriven-heartbeat", daemon=True)
         self._began_at: datetime = utcnow()
 

@@ -25,12 +25,15 @@ MODEL, EXECUTION, ADAPTERS, FACADE, EDGES = range(1, 6)
 # The first matching entry says to which layer a module belongs; a folder stands for everything in it.
 LAYERS = {
     EDGES: "__init__ __main__ cli dashboard doctor devserver testing demo processes flask celery",
-    FACADE: "bus publishing group worker dead_letters operations chain audit topology replay archive",
+    FACADE: (
+        "bus publishing group worker dead_letters operations chain audit documents topology monitor "
+        "monitoring replay archive"
+    ),
     ADAPTERS: "brokers stores",
-    EXECUTION: "executor batching handlers middleware settling recovery reconciler pool lanes stats",
+    EXECUTION: "executor batching counting handlers middleware settling recovery reconciler pool lanes stats",
     MODEL: (
-        "_version broker codec config context envelope errors events outcome payload records redaction "
-        "retry sensitive shapes store telemetry upcasting"
+        "_version broker codec config context envelope errors events figures fingerprint outcome payload "
+        "people records redaction retry sensitive shapes store telemetry upcasting"
     ),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -15,6 +15,7 @@ from eventdriven_sync.cli import (
     handlers,
     health,
     operations,
+    people,
     publishing,
     running,
 )
@@ -51,6 +52,8 @@ COMMANDS: tuple[click.Command, ...] = (
     health.audit,
     health.doctor,
     health.streams,
+    people.dashboard,
+    people.user,
     running.dev,
 )
 

@@ -11,7 +11,6 @@ from typing import Any
 import attrs
 import click
 
-from eventdriven_sync.cli.documents import delivery_summary, document
 from eventdriven_sync.cli.options import (
     Group,
     after_option,
@@ -34,6 +33,7 @@ from eventdriven_sync.cli.words import (
     moment_in_full,
     when,
 )
+from eventdriven_sync.documents import delivery_summary, document
 from eventdriven_sync.errors import InvalidOption, InvalidTransition
 from eventdriven_sync.outcome import Failure
 from eventdriven_sync.records import Delivery

@@ -6,11 +6,11 @@ from datetime import datetime
 
 import click
 
-from eventdriven_sync.cli.documents import delivery_summary, document
 from eventdriven_sync.cli.options import Group, after_option, limit_option, since_option, until_option
 from eventdriven_sync.cli.render import Column, attempts, last_error
 from eventdriven_sync.cli.session import Session
 from eventdriven_sync.cli.words import duration, moment_in_full, when
+from eventdriven_sync.documents import delivery_summary, document
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import NotFound, shorten
 from eventdriven_sync.records import Delivery

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from eventdriven_sync.cli.documents import Document, document
 from eventdriven_sync.cli.options import Group, agreed, dry_run_option, limit_option, since_option, yes_option
 from eventdriven_sync.cli.render import Column
 from eventdriven_sync.cli.session import Session
 from eventdriven_sync.cli.words import did_you_mean, many, when
+from eventdriven_sync.documents import Document, document
 from eventdriven_sync.errors import BrokerError, ConfigurationError, NotFound, shorten
 from eventdriven_sync.records import HandlerRecord
 from eventdriven_sync.store import DeliveryQuery

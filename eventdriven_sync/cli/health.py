@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from eventdriven_sync.broker import ConsumerState, StreamState
-from eventdriven_sync.cli.documents import Document, document
 from eventdriven_sync.cli.options import Command, limit_option, since_option
 from eventdriven_sync.cli.output import Progress
 from eventdriven_sync.cli.render import Column
 from eventdriven_sync.cli.session import FAILED, Session
 from eventdriven_sync.cli.words import many, size, when
+from eventdriven_sync.documents import Document, document
 
 if TYPE_CHECKING:
     from eventdriven_sync.audit import HandlerAudit

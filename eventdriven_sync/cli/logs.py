@@ -8,7 +8,8 @@ import threading
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from eventdriven_sync.cli.words import clean_lines, iso
+from eventdriven_sync.cli.words import clean_lines
+from eventdriven_sync.documents import iso
 
 
 def quiet() -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eventdriven_sync.cli.documents import chain_document, document
 from eventdriven_sync.cli.options import (
     Command,
     Group,
@@ -20,6 +19,7 @@ from eventdriven_sync.cli.options import (
 from eventdriven_sync.cli.render import Column
 from eventdriven_sync.cli.session import Session
 from eventdriven_sync.cli.words import clean_lines, duration, moment_in_full, when
+from eventdriven_sync.documents import chain_document, document
 from eventdriven_sync.records import Operation
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from eventdriven_sync.cli import documents
-from eventdriven_sync.cli.documents import Document
+from eventdriven_sync import documents
 from eventdriven_sync.cli.render import (
     Column,
     chain_tree,
@@ -21,6 +20,7 @@ from eventdriven_sync.cli.render import (
     rich_table,
 )
 from eventdriven_sync.cli.words import clean
+from eventdriven_sync.documents import Document
 from eventdriven_sync.errors import EventDrivenError
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import attrs
 import click
 
-from eventdriven_sync.cli.documents import chain_document
 from eventdriven_sync.cli.options import Command
 from eventdriven_sync.cli.session import FAILED, Session, person
 from eventdriven_sync.cli.words import did_you_mean, listed
+from eventdriven_sync.documents import chain_document
 from eventdriven_sync.errors import InvalidEventType, OperationTimeout, PayloadInvalid, shorten
 
 if TYPE_CHECKING:

@@ -57,11 +57,6 @@ def distance(seconds: float) -> str:
     return f"in {text}" if seconds < 0 else f"{text} ago"
 
 
-def iso(moment: datetime) -> str:
-    """A time for programs: ISO 8601 in UTC with milliseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def duration(milliseconds: float | None) -> str:
     """``34 ms``, ``1.2 s``, ``3 min 5 s``; empty if unknown."""
     if milliseconds is None:

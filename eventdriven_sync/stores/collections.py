@@ -30,6 +30,13 @@ HANDLERS = "handlers"
 WORKERS = "workers"
 LEASES = "leases"
 STATS = "stats"
+PUBLISHED = "published"
+HOURS = "hours"
+AUDIT = "audit"
+# An application may well have users and sessions of its own in this database.
+USERS = "dashboard_users"
+SESSIONS = "dashboard_sessions"
+STRIKES = "dashboard_strikes"
 IDEMPOTENCY = "idempotency"
 
 # What the connection string says about these is ignored: an accepted event must survive the loss of the
@@ -41,6 +48,7 @@ CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, tzinfo=UTC)
 
 DAY = 86400
 STATS_KEPT = 30 * DAY
+HOURS_KEPT = 400 * DAY
 WORKERS_KEPT = DAY
 
 
@@ -69,17 +77,47 @@ class Index:
 
 INDEXES: Mapping[str, tuple[Index, ...]] = {
     EVENTS: (
-        # The reconciler's comparison and counts per event name (covered), lists and pages by time.
+        # The reconciler's comparison and counts per event name and version (covered), lists and pages by
+        # time.
         Index(
             name="name_published",
-            keys=(("name", ASCENDING), ("published_at", DESCENDING), ("_id", DESCENDING)),
+            keys=(
+                ("name", ASCENDING),
+                ("published_at", DESCENDING),
+                ("_id", DESCENDING),
+                ("version", ASCENDING),
+            ),
+        ),
+        # Everything that happened to one thing. Only events that have a key.
+        Index(
+            name="key_published",
+            keys=(("key", ASCENDING), ("published_at", DESCENDING), ("_id", DESCENDING)),
+            partial={"key": {"$gte": ""}},
         ),
         # The chain of an operation.
         Index(name="operation", keys=(("operation_id", ASCENDING),)),
     ),
     OPERATIONS: (
-        # Lists and pages; kind, name, user and status filter within it.
-        Index(name="started", keys=(("started_at", DESCENDING), ("_id", DESCENDING))),
+        # Lists and pages of all, of some and of one kind.
+        Index(
+            name="kind_started",
+            keys=(("kind", ASCENDING), ("started_at", DESCENDING), ("_id", DESCENDING)),
+        ),
+        Index(
+            name="name_started",
+            keys=(("name", ASCENDING), ("started_at", DESCENDING), ("_id", DESCENDING)),
+        ),
+        Index(
+            name="user_started",
+            keys=(("user", ASCENDING), ("started_at", DESCENDING), ("_id", DESCENDING)),
+            partial={"user": {"$gte": ""}},
+        ),
+        # Failed ones and running ones, which are few. (A partial index knows no "not equal".)
+        Index(
+            name="status_started",
+            keys=(("status", ASCENDING), ("started_at", DESCENDING), ("_id", DESCENDING)),
+            partial={"status": {"$lt": "succeeded"}},
+        ),
     ),
     DELIVERIES: (
         # The recovery lane. Only deliveries that are pending, retrying or running have ``due_at``, so a
@@ -101,6 +139,19 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
                 ("_id", DESCENDING),
             ),
         ),
+        # Dead letters by error, newest first, and their groups (covered, hence the state).
+        Index(
+            name="dead",
+            keys=(
+                ("state", ASCENDING),
+                ("handler", ASCENDING),
+                ("fingerprint", ASCENDING),
+                ("created_at", DESCENDING),
+                ("_id", DESCENDING),
+                ("settled_at", ASCENDING),
+            ),
+            partial={"state": "dead"},
+        ),
         # The chain of an operation; with the state, so that waiting for a chain reads the index only.
         Index(name="operation_state", keys=(("operation_id", ASCENDING), ("state", ASCENDING))),
     ),
@@ -113,6 +164,29 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
     STATS: (
         # Statistics of a time span; bounded by their age.
         Index(name="minute", keys=(("minute", ASCENDING),), expire_after=STATS_KEPT),
+    ),
+    # Counts; ``_id`` is the begin in seconds since 1970. The index is for their end alone.
+    PUBLISHED: (Index(name="minute", keys=(("minute", ASCENDING),), expire_after=STATS_KEPT),),
+    HOURS: (Index(name="hour", keys=(("hour", ASCENDING),), expire_after=HOURS_KEPT),),
+    AUDIT: (
+        # Lists and pages; of one person, of one action, of what was done to one record.
+        Index(name="at", keys=(("at", DESCENDING), ("_id", DESCENDING))),
+        Index(name="who_at", keys=(("who", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
+        Index(name="action_at", keys=(("action", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
+        Index(name="touched_at", keys=(("ids", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
+    ),
+    USERS: (),
+    SESSIONS: (
+        # Ending all sessions of a user.
+        Index(
+            name="user_started", keys=(("user", ASCENDING), ("started_at", DESCENDING), ("_id", ASCENDING))
+        ),
+        # Those that have ended disappear.
+        Index(name="idle_until", keys=(("idle_until", ASCENDING),), expire_after=0),
+    ),
+    STRIKES: (
+        # Those that count no longer disappear.
+        Index(name="until", keys=(("until", ASCENDING),), expire_after=0),
     ),
     IDEMPOTENCY: (
         # Removes what is absent already; nothing is found by it.

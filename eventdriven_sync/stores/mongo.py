@@ -27,8 +27,11 @@ from eventdriven_sync.stores.mongo_deliveries import MongoDeliveries
 from eventdriven_sync.stores.mongo_directory import MongoDirectory
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, error_code, translated
 from eventdriven_sync.stores.mongo_events import MongoEvents
+from eventdriven_sync.stores.mongo_figures import MongoFigures
 from eventdriven_sync.stores.mongo_idempotency import MongoIdempotency
 from eventdriven_sync.stores.mongo_info import gather
+from eventdriven_sync.stores.mongo_people import MongoPeople
+from eventdriven_sync.stores.mongo_trail import MongoTrail
 
 T = TypeVar("T")
 
@@ -75,6 +78,9 @@ class MongoStore:
         self.events = MongoEvents(self._link)
         self.deliveries = MongoDeliveries(self._link)
         self.directory = MongoDirectory(self._link)
+        self.figures = MongoFigures(self._link)
+        self.trail = MongoTrail(self._link)
+        self.people = MongoPeople(self._link)
         self.idempotency = MongoIdempotency(self._link)
 
     @property

@@ -109,10 +109,9 @@ class MongoDeliveries(MongoLanes):
             if last is None:
                 return []
             beyond(where, "created_at", last, -1)
+        without = {"event": 0, "raw": 0} | ({"failures.traceback": 0} if query.brief else {})
         pages = [
-            target.find(part, {"event": 0, "raw": 0})
-            .sort([("created_at", -1), ("_id", -1)])
-            .limit(query.limit)
+            target.find(part, without).sort([("created_at", -1), ("_id", -1)]).limit(query.limit)
             for part in _parts(where)
         ]
         newest = heapq.merge(*pages, key=lambda d: (d["created_at"], d["_id"]), reverse=True)
@@ -124,6 +123,8 @@ class MongoDeliveries(MongoLanes):
 
     def _count(self, query: DeliveryQuery) -> dict[str, int]:
         target = self._link.now.collections[DELIVERIES]
+        if query == DeliveryQuery(states=("dead",), limit=query.limit, after=query.after):
+            return {"dead": target.count_documents({"state": "dead"}, hint="dead")}
         stages: list[Document] = [
             {"$match": self._filter(query)},
             {"$group": {"_id": "$state", "count": {"$sum": 1}}},
@@ -199,6 +200,7 @@ def _fields(query: DeliveryQuery) -> Document:
     fields: dict[str, Any] = {
         "handler": query.handler,
         "error_type": query.error,
+        "fingerprint": query.fingerprint,
         "reason": query.reason,
         "event_name": query.event_name,
         "event_id": None if query.event_id is None else stored_id(query.event_id),

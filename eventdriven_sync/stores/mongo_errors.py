@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import pymongo
 from pymongo.errors import (
     BulkWriteError,
     ConnectionFailure,
+    ExecutionTimeout,
+    NetworkTimeout,
     OperationFailure,
     PyMongoError,
     WriteConcernError,
@@ -17,6 +21,7 @@ from eventdriven_sync.errors import (
     ConfigurationError,
     EventDrivenError,
     PublishOutcomeUnknown,
+    QueryTooSlow,
     StoreError,
     StorePermissionDenied,
     StoreUnavailable,
@@ -26,6 +31,7 @@ from eventdriven_sync.errors import (
 _DENIED = {13, 18, 8000}
 _OUT_OF_DISK = 14031
 DUPLICATE_KEY = 11000
+MAX_QUESTION = 2.0
 
 
 class Unanswered(Exception):
@@ -40,6 +46,20 @@ class Unanswered(Exception):
         super().__init__("sent, not answered" if sent else "not sent")
         self.sent = sent
         self.cause = cause
+
+
+@contextmanager
+def bounded(question: str, *, seconds: float = MAX_QUESTION) -> Iterator[None]:
+    """What a person asks for gets little time, at the server too; QueryTooSlow when it is over."""
+    try:
+        with pymongo.timeout(seconds):
+            yield
+    except (ExecutionTimeout, NetworkTimeout) as error:
+        raise QueryTooSlow(
+            f"looking for {question} took longer than {seconds:g} s and was ended: ask for a shorter time "
+            "span, or for less",
+            limit=seconds,
+        ) from error
 
 
 def translated(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from eventdriven_sync.records import Operation
 from eventdriven_sync.store import EventQuery, OperationQuery
 from eventdriven_sync.stores.collections import EVENTS, OPERATIONS, Document
 from eventdriven_sync.stores.connection import Connection, Link
-from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, translated
+from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, MAX_QUESTION, bounded, translated
 
 _OBJECT_ID = re.compile(r"[0-9a-f]{24}")
 
@@ -152,9 +153,13 @@ class MongoEvents:
     def _find(self, query: EventQuery) -> list[Envelope]:
         if query.limit <= 0:
             return []
+        with bounded("events", seconds=MAX_QUESTION) if query.payload else nullcontext():
+            return self._page(query)
+
+    def _page(self, query: EventQuery) -> list[Envelope]:
         target = self._link.now.collections[EVENTS]
         where = event_filter(query)
-        if "name" not in where and "operation_id" not in where:
+        if not {"name", "operation_id", "key"} & set(where):
             where["name"] = {"$in": target.distinct("name")}
         direction = 1 if query.oldest_first else -1
         if query.after is not None:
@@ -211,6 +216,8 @@ class MongoEvents:
         fields = {"kind": query.kind, "name": query.name, "user": query.user, "status": query.status}
         where: Document = {name: value for name, value in fields.items() if value is not None}
         where |= span("started_at", query.since, query.until)
+        if not where.keys() & {"kind", "name", "user"} and query.status in (None, "succeeded"):
+            where["kind"] = {"$in": target.distinct("kind")}
         if query.after is not None:
             last = target.find_one({"_id": stored_id(query.after)}, {"started_at": 1})
             if last is None:
@@ -338,7 +345,7 @@ def event_filter(query: EventQuery) -> Document:
         where["source"] = query.source
     if query.key is not None:
         where["key"] = query.key
-    return where
+    return where | {f"data.{path}": value for path, value in query.payload.items()}
 
 
 def span(field: str, since: datetime | None, until: datetime | None) -> Document:

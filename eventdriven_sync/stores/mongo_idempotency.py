@@ -8,8 +8,7 @@ from typing import Any
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from eventdriven_sync.records import IdempotencyRecord, Reply
-from eventdriven_sync.store import check_reply
+from eventdriven_sync.records import IdempotencyRecord, Reply, check_reply
 from eventdriven_sync.stores.collections import IDEMPOTENCY, Document
 from eventdriven_sync.stores.connection import Link
 from eventdriven_sync.stores.mongo_lanes import later

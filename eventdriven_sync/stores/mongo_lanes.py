@@ -18,6 +18,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import PayloadNotSerializable, StoreError
+from eventdriven_sync.fingerprint import fingerprint
 from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, Outcome, RetryAt
 from eventdriven_sync.records import Delivery, RawMessage, Settlement
 from eventdriven_sync.stores.collections import DELIVERIES, Document
@@ -50,6 +51,9 @@ _CLAIMED: Document = {
     "lost": {"$add": ["$lost", {"$cond": [{"$eq": ["$state", "running"]}, 1, 0]}]},
     "started_at": "$$NOW",
 }
+
+# Of a failure that was read without it.
+_NO_STACK = {"traceback": ""}
 
 Pipeline = list[Document]
 
@@ -301,6 +305,7 @@ def _outcome_fields(settlement: Settlement) -> Document:
         "failures": [failure],
         "error_type": failure["error_type"],
         "error_message": failure["message"],
+        "fingerprint": fingerprint(failure["error_type"], failure["message"]),
     }
     if settlement.event is not None:
         fields["event"] = embedded(settlement.event)
@@ -372,7 +377,7 @@ def delivery_of(document: Mapping[str, Any]) -> Delivery:
         failed=document["failed"],
         generation=document["generation"],
         lost=document["lost"],
-        failures=tuple(Failure(**failure) for failure in document.get("failures", ())),
+        failures=tuple(Failure(**(_NO_STACK | failure)) for failure in document.get("failures", ())),
         reason=document.get("reason", ""),
         created_at=document["created_at"],
         token=document.get("token", ""),

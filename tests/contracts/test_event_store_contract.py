@@ -228,3 +228,86 @@ def test_pages_of_operations_hold_each_of_them_once(stage: StoreStage, given: Sa
     ):
         seen += page
     assert len({operation.id for operation in seen}) == len(seen) == 5
+
+
+# --- looking into payloads ----------------------------------------------------------------------------
+
+PAYLOAD = {
+    "user_id": "42",
+    "count": 1,
+    "ratio": 0.5,
+    "urgent": True,
+    "empty": "",
+    "user": {"address": {"city": "Ulm"}},
+    "tags": ["a", "b"],
+    "lines": [{"sku": "x", "sizes": [1, 2]}, {"sku": "y"}],
+}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"user_id": "42"},
+        {"count": 1},
+        {"count": 1.0},
+        {"ratio": 0.5},
+        {"urgent": True},
+        {"empty": ""},
+        {"user.address.city": "Ulm"},
+        {"tags": "b"},
+        {"tags.1": "b"},
+        {"lines.sku": "y"},
+        {"lines.0.sku": "x"},
+        {"lines.sizes": 2},
+        {"lines.0.sizes.1": 2},
+        {"user_id": "42", "user.address.city": "Ulm"},
+    ],
+)
+def test_events_are_found_by_what_is_in_their_payload(
+    stage: StoreStage, given: Samples, payload: dict[str, Any]
+) -> None:
+    wanted, other = given.event(data=PAYLOAD), given.event(data={"user_id": "7"})
+    stage.store.events.append([wanted, other], timeout=TIMEOUT)
+    query = EventQuery(names=(given.event_name,), since=given.at(-1), payload=payload)
+    assert stage.store.events.find(query) == [wanted]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"user_id": 42},
+        {"user_id": "4"},
+        {"count": True},
+        {"urgent": 1},
+        {"user": "Ulm"},
+        {"user.city": "Ulm"},
+        {"tags.0": "b"},
+        {"lines.1.sku": "x"},
+        {"lines.sku.0": "x"},
+        {"user_id": "42", "count": 2},
+    ],
+)
+def test_events_with_another_payload_are_not_found(
+    stage: StoreStage, given: Samples, payload: dict[str, Any]
+) -> None:
+    stage.store.events.append([given.event(data=PAYLOAD)], timeout=TIMEOUT)
+    query = EventQuery(names=(given.event_name,), since=given.at(-1), payload=payload)
+    assert stage.store.events.find(query) == []
+
+
+@pytest.mark.parametrize("payload", [{"tags": "x"}, {"lines.sku": "x"}])
+def test_nested_lists_are_looked_into_once(
+    stage: StoreStage, given: Samples, payload: dict[str, Any]
+) -> None:
+    data = {"tags": [["x"]], "lines": [[{"sku": "x"}]]}
+    stage.store.events.append([given.event(data=data)], timeout=TIMEOUT)
+    query = EventQuery(names=(given.event_name,), since=given.at(-1), payload=payload)
+    assert stage.store.events.find(query) == []
+
+
+def test_events_are_found_by_key_alone(stage: StoreStage, given: Samples) -> None:
+    events = [given.event(key=f"k{given.tag}", published_at=given.at(second)) for second in range(3)]
+    stage.store.events.append([*events, given.event(), given.event(key="other")], timeout=TIMEOUT)
+    found = stage.store.events.find(EventQuery(key=f"k{given.tag}", limit=2))
+    assert found == [events[2], events[1]]
+    assert stage.store.events.find(EventQuery(key=f"k{given.tag}", after=found[-1].id)) == [events[0]]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from eventdriven_sync.errors import PayloadNotSerializable, PayloadTooLarge
-from eventdriven_sync.records import IdempotencyRecord, Reply
-from eventdriven_sync.store import MAX_REPLY, IdempotencyStore
+from eventdriven_sync.records import MAX_REPLY, IdempotencyRecord, Reply
+from eventdriven_sync.store import IdempotencyStore
 from tests.contracts.samples import Samples
 from tests.contracts.stages import TIMEOUT, StoreStage
 

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from eventdriven_sync.chain import Chain, ChainDelivery, ChainEvent
 from eventdriven_sync.cli import words
-from eventdriven_sync.cli.documents import chain_document
 from eventdriven_sync.cli.logs import JsonLines, Lines
 from eventdriven_sync.cli.options import moment
 from eventdriven_sync.cli.render import FOLD_FROM, Column, chain_tree, plain_chain, plain_table, rich_table
+from eventdriven_sync.documents import chain_document
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.outcome import Failure
 from eventdriven_sync.records import Delivery, Operation

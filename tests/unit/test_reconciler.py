@@ -10,9 +10,10 @@ import pytest
 from eventdriven_sync import reconciler as module
 from eventdriven_sync.broker import ConsumerState
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import BrokerError, BrokerUnavailable
+from eventdriven_sync.errors import BrokerError, BrokerUnavailable, StoreError
 from eventdriven_sync.reconciler import LATE, Reconciler
 from eventdriven_sync.records import HandlerRecord
+from tests.polling import eventually
 from tests.unit.rig import Greeted, Renamed, Rig
 
 
@@ -215,3 +216,56 @@ def test_events_nobody_listens_to_are_nobodys_business(rig: Rig, keep: Any) -> N
 
 def test_a_reconciler_that_never_started_can_be_stopped(rig: Rig) -> None:
     reconciler(rig).stop(timeout=1)
+
+
+# --- chores -------------------------------------------------------------------------------------------
+
+
+class Chores:
+    """Things to do beside reconciling; the first one always fails."""
+
+    def __init__(self) -> None:
+        self.tried = 0
+        self.done = 0
+
+    def fail(self) -> None:
+        self.tried += 1
+        raise (StoreError("no") if self.tried % 2 else ZeroDivisionError("no"))
+
+    def do(self) -> None:
+        self.done += 1
+
+
+def with_chores(rig: Rig, holder: str, chores: Chores) -> Reconciler:
+    settings = attrs.evolve(rig.bus.settings, reconcile_every=0.05)
+    return Reconciler(
+        store=rig.store,
+        broker=rig.broker,
+        settings=settings,
+        holder=holder,
+        chores=[chores.fail, chores.do],
+    )
+
+
+def test_who_leads_does_the_chores_whatever_becomes_of_one_of_them(rig: Rig) -> None:
+    leader, follower = Chores(), Chores()
+    assert rig.store.directory.lead(module.ROLE, "one", ttl=60)
+    running = [with_chores(rig, "one", leader), with_chores(rig, "two", follower)]
+    for each in running:
+        each.start()
+    eventually(lambda: leader.done >= 3)
+    for each in running:
+        each.stop(timeout=5)
+    assert leader.tried >= 3
+    assert follower.tried == 0
+
+
+def test_chores_are_done_while_the_broker_is_away(rig: Rig, keep: Any) -> None:
+    accept(rig)
+    rig.clock.advance(60)
+    rig.broker.disconnect()
+    chores = Chores()
+    running = with_chores(rig, "one", chores)
+    running.start()
+    eventually(lambda: chores.done >= 2)
+    running.stop(timeout=5)

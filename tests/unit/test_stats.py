@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from eventdriven_sync.figures import DURATION_BUCKETS_MS
 from eventdriven_sync.outcome import Dead, Discarded, Done, RetryAt
-from eventdriven_sync.stats import DURATION_BUCKETS_MS, Stats
+from eventdriven_sync.stats import Stats
 from tests.unit.rig import Renamed, Rig, failure
 
 

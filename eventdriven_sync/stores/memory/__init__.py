@@ -13,8 +13,11 @@ from eventdriven_sync.errors import ConfigurationError, StoreUnavailable
 from eventdriven_sync.stores.memory.deliveries import MemoryDeliveries
 from eventdriven_sync.stores.memory.directory import MemoryDirectory
 from eventdriven_sync.stores.memory.events import MemoryEvents
+from eventdriven_sync.stores.memory.figures import MemoryFigures
 from eventdriven_sync.stores.memory.idempotency import MemoryIdempotency
+from eventdriven_sync.stores.memory.people import MemoryPeople
 from eventdriven_sync.stores.memory.state import MemorySession, State
+from eventdriven_sync.stores.memory.trail import MemoryTrail
 
 __all__ = ["MemorySession", "MemoryStore"]
 
@@ -33,6 +36,9 @@ class MemoryStore:
         self.events = MemoryEvents(self._state)
         self.deliveries = MemoryDeliveries(self._state)
         self.directory = MemoryDirectory(self._state)
+        self.figures = MemoryFigures(self._state)
+        self.trail = MemoryTrail(self._state)
+        self.people = MemoryPeople(self._state)
         self.idempotency = MemoryIdempotency(self._state)
 
     @property

@@ -122,7 +122,7 @@ class MemoryDeliveries:
     def find(self, query: DeliveryQuery) -> list[Delivery]:
         """Deliveries by query, without embedded events and messages."""
         with self._state.open() as tables:
-            found = [evolve(each, event=None, raw=None) for each in _matching(tables.deliveries, query)]
+            found = [_shown(each, brief=query.brief) for each in _matching(tables.deliveries, query)]
         return page(
             found,
             order=lambda delivery: (delivery.created_at, delivery.id),
@@ -291,10 +291,18 @@ def _matches(delivery: Delivery, query: DeliveryQuery) -> bool:
         (query.event_name, delivery.event_name),
         (query.operation_id, delivery.operation_id),
         (query.error, delivery.failures[-1].error_type if delivery.failures else ""),
+        (query.fingerprint, delivery.fingerprint),
     )
     chosen = not query.ids or delivery.id in query.ids
     staged = not query.states or delivery.state in query.states
     return chosen and staged and same(fields) and within(delivery.created_at, query.since, query.until)
+
+
+def _shown(delivery: Delivery, *, brief: bool) -> Delivery:
+    failures = delivery.failures
+    if brief:
+        failures = tuple(evolve(failure, traceback="") for failure in failures)
+    return evolve(delivery, event=None, raw=None, failures=failures)
 
 
 def _in(now: datetime, seconds: float) -> datetime:

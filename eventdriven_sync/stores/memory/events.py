@@ -133,7 +133,20 @@ def same(pairs: Iterable[tuple[object, object]]) -> bool:
 def _event_matches(event: Envelope, query: EventQuery) -> bool:
     fields = ((query.operation_id, event.operation_id), (query.source, event.source), (query.key, event.key))
     named = not query.names or event.name in query.names
-    return named and same(fields) and within(event.published_at, query.since, query.until)
+    inside = named and same(fields) and within(event.published_at, query.since, query.until)
+    return inside and all(_holds(event.data, path.split("."), v) for path, v in query.payload.items())
+
+
+def _holds(found: Any, path: Sequence[str], wanted: Any) -> bool:
+    """Whether a payload has this value at this path, as MongoDB sees it: lists are looked into."""
+    if isinstance(found, list):
+        inner = any(_holds(each, path, wanted) for each in found if not isinstance(each, list))
+        at = int(path[0]) if path and path[0].isdecimal() else len(found)
+        return inner or (at < len(found) and _holds(found[at], path[1:], wanted))
+    if path:
+        return isinstance(found, dict) and path[0] in found and _holds(found[path[0]], path[1:], wanted)
+    # To Python True is 1.
+    return isinstance(found, bool) is isinstance(wanted, bool) and bool(found == wanted)
 
 
 def _operation_matches(operation: Operation, query: OperationQuery) -> bool:

@@ -8,8 +8,7 @@ from datetime import datetime, timedelta
 
 from attrs import evolve
 
-from eventdriven_sync.records import IdempotencyRecord, Reply
-from eventdriven_sync.store import check_reply
+from eventdriven_sync.records import IdempotencyRecord, Reply, check_reply
 from eventdriven_sync.stores.memory.state import Claim, State
 
 

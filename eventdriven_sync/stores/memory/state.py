@@ -12,6 +12,8 @@ import attrs
 
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import StoreError, StoreUnavailable
+from eventdriven_sync.figures import AuditEntry, HourCount, PublishedCount
+from eventdriven_sync.people import User
 from eventdriven_sync.records import Delivery, HandlerRecord, Operation, Reply, WorkerRecord
 
 V = TypeVar("V")
@@ -47,6 +49,12 @@ class Tables:
     workers: dict[str, WorkerRecord] = attrs.field(factory=dict)
     leases: dict[str, Lease] = attrs.field(factory=dict)
     stats: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    published: dict[datetime, tuple[PublishedCount, ...]] = attrs.field(factory=dict)
+    hours: dict[datetime, HourCount] = attrs.field(factory=dict)
+    audit: dict[str, AuditEntry] = attrs.field(factory=dict)
+    users: dict[str, User] = attrs.field(factory=dict)
+    sessions: dict[str, Any] = attrs.field(factory=dict)
+    strikes: dict[str, Any] = attrs.field(factory=dict)
     idempotency: dict[str, Claim] = attrs.field(factory=dict)
 
 

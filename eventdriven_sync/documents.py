@@ -1,16 +1,19 @@
-"""Values as JSON documents for ``--json``: keys are the names of the attributes, times ISO 8601 in UTC."""
+"""Records as JSON documents, for the command line and the JSON API.
+
+Keys are the names of the attributes, times are ISO 8601 in UTC.
+"""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
 
 from eventdriven_sync.chain import Chain, ChainEvent
-from eventdriven_sync.cli.words import iso
+from eventdriven_sync.people import User
 from eventdriven_sync.records import Delivery
 
 Document = dict[str, Any]
@@ -40,6 +43,11 @@ def plain(value: Any) -> Any:
     return document(value) if attrs.has(type(value)) else str(value)
 
 
+def iso(moment: datetime) -> str:
+    """A time for programs: ISO 8601 in UTC with milliseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def delivery_summary(delivery: Delivery) -> Document:
     """A delivery without stacks and without its event: what lists show."""
     found = document(delivery)
@@ -48,6 +56,14 @@ def delivery_summary(delivery: Delivery) -> Document:
     last = delivery.failures[-1] if delivery.failures else None
     found["error_type"] = last.error_type if last else None
     found["error"] = last.message if last else None
+    found["fingerprint"] = delivery.fingerprint
+    return found
+
+
+def user_document(user: User) -> Document:
+    """A user without the hash of their password."""
+    found = document(user)
+    del found["password"]
     return found
 
 

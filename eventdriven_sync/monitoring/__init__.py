@@ -1,0 +1,1 @@
+"""What ``Monitor`` answers and does, part by part."""

@@ -1,0 +1,436 @@
+"""The monitor: what it answers, in pages, and what people do through it, on record."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from eventdriven_sync import EventBus, Reject
+from eventdriven_sync.envelope import utcnow
+from eventdriven_sync.errors import (
+    BrokerUnavailable,
+    InvalidOption,
+    InvalidTransition,
+    NotFound,
+    StoreUnavailable,
+)
+from eventdriven_sync.figures import AuditEntry
+from eventdriven_sync.monitor import Monitor
+from eventdriven_sync.records import Operation, WorkerRecord
+from eventdriven_sync.testing import MemoryRun, memory
+from tests.unit.rig import Greeted, Renamed
+
+ADA = Renamed(name="Ada", number=1)
+
+
+class Switch:
+    broken = True
+
+
+@pytest.fixture
+def bus() -> EventBus:
+    return EventBus(nats="memory://", mongo="memory://", namespace="unit")
+
+
+@pytest.fixture
+def run(bus: EventBus) -> Iterator[MemoryRun]:
+    with memory(bus) as made:
+        yield made
+
+
+@pytest.fixture
+def monitor(bus: EventBus, run: MemoryRun) -> Monitor:
+    return Monitor(bus)
+
+
+@pytest.fixture
+def blog(bus: EventBus, run: MemoryRun) -> None:
+    """Blog.greet answers every rename with a greeting; Blog.fail fails at it."""
+    blog = bus.group("Blog")
+
+    @blog.handler(Renamed)
+    def greet(event: Renamed) -> None:
+        blog.publish(Greeted(name=event.name))
+
+    @blog.handler(Renamed)
+    def fail(event: Renamed) -> None:
+        if Switch.broken:
+            raise Reject(f"no {event.number}")
+
+    Switch.broken = True
+
+
+@pytest.fixture
+def letter(bus: EventBus, run: MemoryRun, blog: None) -> str:
+    """The id of a dead letter."""
+    receipt = bus.publish(ADA)
+    run.drain()
+    return f"Blog.fail:{receipt.id}"
+
+
+def worker(run: MemoryRun, *handlers: str) -> WorkerRecord:
+    now = run.clock()
+    return WorkerRecord(
+        id="one", host="h", pid=1, handlers=handlers, threads=2, running=(), started_at=now, seen_at=now
+    )
+
+
+# --- how everything is --------------------------------------------------------------------------------
+
+
+def test_an_empty_bus_has_nothing_to_show_and_no_problems(monitor: Monitor) -> None:
+    overview = monitor.overview(minutes=5)
+    assert [row.published for row in overview.minutes] == [0] * 5
+    assert (overview.pending, overview.running, overview.retrying, overview.dead) == (0, 0, 0, 0)
+    assert overview.oldest_unhandled_at is None
+    assert overview.problems == ()
+    assert overview.healthy
+
+
+def test_the_overview_counts_by_minute_without_gaps(
+    monitor: Monitor, run: MemoryRun, bus: EventBus, letter: str
+) -> None:
+    minute = run.clock().replace(second=0, microsecond=0)
+    run.store.directory.write_stats(
+        [{"_id": "a", "minute": minute, "succeeded": 2, "failed": 1, "dead": 1, "discarded": 3}]
+    )
+    run.clock.advance(120)
+    bus.publish(ADA)
+    overview = monitor.overview(minutes=4)
+    assert [row.minute for row in overview.minutes] == [
+        minute + timedelta(minutes=number) for number in (-1, 0, 1, 2)
+    ]
+    # A rename with its greeting, and the rename that nobody has handled.
+    assert sum(row.published for row in overview.minutes) == 3
+    handled = overview.minutes[1]
+    assert (handled.succeeded, handled.failed, handled.dead, handled.discarded) == (2, 1, 1, 3)
+    assert overview.dead == 1
+
+
+def test_an_event_that_waits_for_a_handler_without_worker_is_a_problem(
+    monitor: Monitor, run: MemoryRun, bus: EventBus, blog: None
+) -> None:
+    bus.publish(ADA)
+    [greet] = [p for p in monitor.overview().problems if "Blog.greet" in p]
+    assert "no live worker runs Blog.greet: 1 messages wait" in greet
+    run.store.directory.heartbeat(worker(run, "Blog.greet", "Blog.fail"))
+    overview = monitor.overview()
+    assert overview.problems == ()
+    assert [each.id for each in overview.workers] == ["one"]
+    assert overview.oldest_unhandled_at is not None
+
+
+def test_what_waits_too_long_is_a_problem(
+    monitor: Monitor, run: MemoryRun, bus: EventBus, blog: None
+) -> None:
+    published = bus.publish(ADA)
+    run.clock.advance(20 * 60)
+    overview = monitor.overview()
+    assert any("has waited 20 minutes" in problem for problem in overview.problems)
+    assert overview.oldest_unhandled_at is not None
+    stored = run.store.events.get([published.id])[published.id].published_at
+    assert abs((overview.oldest_unhandled_at - stored).total_seconds()) < 1
+
+
+def test_a_broker_that_is_away_is_a_problem_and_the_rest_is_shown(
+    monitor: Monitor, run: MemoryRun, letter: str
+) -> None:
+    run.broker.disconnect()
+    overview = monitor.overview()
+    assert any("NATS does not answer" in problem for problem in overview.problems)
+    assert overview.dead == 1
+    with pytest.raises(BrokerUnavailable):
+        monitor.streams()
+
+
+def test_streams_tell_what_each_handler_is_owed(
+    monitor: Monitor, run: MemoryRun, bus: EventBus, blog: None
+) -> None:
+    bus.publish(ADA)
+    run.store.directory.heartbeat(worker(run, "Blog.greet"))
+    run.clock.advance(60)
+    [stream] = monitor.streams()
+    assert stream.messages == 1
+    fail, greet = stream.consumers
+    assert (fail.handler, fail.pending, fail.workers) == ("Blog.fail", 1, 0)
+    assert (greet.handler, greet.pending, greet.workers) == ("Blog.greet", 1, 1)
+    assert greet.lag == pytest.approx(60, abs=1)
+
+
+def test_handlers_know_who_runs_them(monitor: Monitor, run: MemoryRun, bus: EventBus, blog: None) -> None:
+    bus.open()
+    run.store.directory.heartbeat(worker(run, "Blog.greet"))
+    assert [(row.name, row.workers) for row in monitor.handlers()] == [
+        ("Blog.fail", ()),
+        ("Blog.greet", ("one",)),
+    ]
+    assert [each.id for each in monitor.workers()] == ["one"]
+
+
+# --- operations and events ----------------------------------------------------------------------------
+
+
+def test_operations_come_in_pages(monitor: Monitor, run: MemoryRun) -> None:
+    for number in range(5):
+        operation = Operation(
+            id=f"op{number}", name="import", kind="script", started_at=run.clock() + timedelta(seconds=number)
+        )
+        run.store.events.save_operation(operation, timeout=1)
+    first = monitor.operations(limit=2)
+    second = monitor.operations(limit=2, after=first.after)
+    last = monitor.operations(limit=2, after=second.after)
+    ids = [[each.id for each in page.items] for page in (first, second, last)]
+    assert ids == [["op4", "op3"], ["op2", "op1"], ["op0"]]
+    assert last.after is None
+    assert monitor.operations(limit=5).after is None
+    assert monitor.operations(kind="http").items == ()
+    assert monitor.operation("op3").name == "import"
+
+
+def test_the_chain_of_an_operation_is_shown_without_stacks(monitor: Monitor, letter: str) -> None:
+    chain = monitor.chain(letter.partition(":")[2])
+    assert [node.event.name for node in chain.walk()] == ["RigUser.renamed", "RigUser.greeted"]
+    [dead] = [each for each in chain.deliveries if each.state == "dead"]
+    assert dead.failures[0].message == "no 1"
+    assert dead.failures[0].traceback == ""
+    assert not chain.truncated
+    assert monitor.chain(chain.operation.id, limit=1).truncated
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({}, 4),
+        ({"name": "RigUser.renamed"}, 2),
+        ({"key": "Ada"}, 2),
+        ({"name": "RigUser.greeted", "key": "Ada"}, 0),
+        ({"group": "Blog"}, 2),
+        ({"group": "Other"}, 0),
+        ({"group": "Blog", "name": "RigUser.renamed"}, 2),
+        ({"group": "Blog", "name": "RigUser.greeted"}, 0),
+        ({"name": "RigUser.renamed", "since": utcnow() - timedelta(days=1), "payload": {"number": 2}}, 1),
+        ({"until": utcnow() - timedelta(days=1)}, 0),
+    ],
+)
+def test_events_are_found_by(
+    monitor: Monitor, bus: EventBus, run: MemoryRun, blog: None, fields: Any, count: int
+) -> None:
+    bus.publish_many([ADA, Renamed(name="Ada", number=2)])
+    run.drain()
+    assert len(monitor.events(**fields).items) == count
+
+
+def test_an_event_shows_its_deliveries_and_its_operation(
+    monitor: Monitor, bus: EventBus, run: MemoryRun, blog: None
+) -> None:
+    receipt = bus.publish(ADA)
+    waiting = monitor.event(receipt.id)
+    assert [(each.handler, each.state) for each in waiting.deliveries] == [
+        ("Blog.fail", "pending"),
+        ("Blog.greet", "pending"),
+    ]
+    run.drain()
+    handled = monitor.event(receipt.id)
+    assert [each.state for each in handled.deliveries] == ["dead", "succeeded"]
+    assert handled.envelope.name == "RigUser.renamed"
+    assert handled.operation is not None
+    assert handled.operation.kind == "publish"
+    with pytest.raises(NotFound, match="no event has the id 'nothing'"):
+        monitor.event("nothing")
+
+
+# --- subjects -----------------------------------------------------------------------------------------
+
+
+def test_subjects_have_a_row_for_each_event_name(
+    monitor: Monitor, run: MemoryRun, bus: EventBus, letter: str
+) -> None:
+    greeted, renamed = monitor.subjects()
+    assert (greeted.name, greeted.published, greeted.handlers) == ("RigUser.greeted", 1, ())
+    assert (renamed.name, renamed.published, renamed.versions) == ("RigUser.renamed", 1, (1,))
+    assert renamed.handlers == ("Blog.fail", "Blog.greet")
+    before = run.clock() - timedelta(hours=1)
+    [renamed] = monitor.subjects(since=before - timedelta(hours=1), until=before)
+    assert renamed.published == 0
+
+
+def test_the_summary_of_an_event_shows_what_it_sets_off(
+    monitor: Monitor, run: MemoryRun, bus: EventBus, letter: str
+) -> None:
+    bus.publish_many([ADA, ADA])
+    run.drain()
+    summary = monitor.chain_summary("RigUser.renamed", sample=2)
+    assert (summary.name, summary.total, summary.sampled, summary.truncated) == (
+        "RigUser.renamed",
+        3,
+        2,
+        False,
+    )
+    fail, greet = summary.root.handlers
+    assert (fail.name, fail.count, fail.dead, fail.failure_ratio, fail.events) == ("Blog.fail", 2, 2, 1.0, ())
+    assert (greet.name, greet.succeeded, greet.failure_ratio) == ("Blog.greet", 2, 0.0)
+    assert [(each.name, each.count) for each in greet.events] == [("RigUser.greeted", 2)]
+    empty = monitor.chain_summary("Nobody.knows")
+    assert (empty.total, empty.root.count, empty.root.handlers) == (0, 0, ())
+
+
+# --- dead letters -------------------------------------------------------------------------------------
+
+
+def test_dead_letters_are_grouped_and_a_group_leads_to_its_letters(
+    monitor: Monitor, bus: EventBus, run: MemoryRun, letter: str
+) -> None:
+    bus.publish(Renamed(name="Eve", number=2))
+    run.drain()
+    [group] = monitor.letter_groups()
+    assert (group.handler, group.error_type, group.message, group.count) == ("Blog.fail", "Reject", "no 2", 2)
+    page = monitor.letters(handler=group.handler, fingerprint=group.fingerprint, limit=1)
+    assert page.items[0].failures[0].message == "no 2"
+    assert monitor.letters(handler=group.handler, limit=1, after=page.after).items[0].id == letter
+    assert monitor.letters(fingerprint="0").items == ()
+    assert monitor.letter_groups(handler="Blog.greet") == []
+    assert monitor.letter_groups(group="Blog") == [group]
+    assert monitor.letter_groups(group="Other") == []
+    assert monitor.letter(letter).failures[0].traceback
+
+
+# --- what people do -----------------------------------------------------------------------------------
+
+
+def entries(monitor: Monitor, **fields: Any) -> list[AuditEntry]:
+    return list(monitor.audit_log(**fields).items)
+
+
+def test_a_retry_is_done_and_stands_in_the_audit_log(monitor: Monitor, run: MemoryRun, letter: str) -> None:
+    Switch.broken = False
+    monitor.retry(letter, by="ada", reason="mended", ip="10.0.0.1")
+    run.drain()
+    assert monitor.letter(letter).state == "succeeded"
+    [entry] = entries(monitor, touched=letter)
+    assert (entry.who, entry.ip, entry.action, entry.reason) == ("ada", "10.0.0.1", "retry", "mended")
+    assert entry.before["state"] == "dead"
+    assert entry.after == {"state": "retrying"}
+    assert isinstance(entry.at, datetime)
+
+
+def test_a_discard_needs_a_reason_and_stands_in_the_audit_log(monitor: Monitor, letter: str) -> None:
+    with pytest.raises(InvalidOption, match="reason"):
+        monitor.discard(letter, by="ada", reason=" ")
+    assert entries(monitor) == []
+    monitor.discard(letter, by="ada", reason="customer left")
+    assert (monitor.letter(letter).state, monitor.letter(letter).reason) == ("discarded", "customer left")
+    [entry] = entries(monitor, who="ada", action="discard")
+    assert entry.ids == (letter,)
+
+
+def test_what_cannot_be_done_is_not_on_record(monitor: Monitor, letter: str) -> None:
+    done = letter.replace("fail", "greet")
+    with pytest.raises(InvalidTransition, match="is 'succeeded'; only 'dead' can be retried"):
+        monitor.retry(done, by="ada")
+    with pytest.raises(InvalidTransition, match="only 'dead' and 'retrying' can be discarded"):
+        monitor.discard(done, by="ada", reason="no")
+    with pytest.raises(NotFound):
+        monitor.retry("Blog.fail:nothing", by="ada")
+    assert entries(monitor) == []
+
+
+def test_what_fails_in_the_middle_is_on_record_twice(
+    monitor: Monitor, run: MemoryRun, letter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*arguments: Any, **options: Any) -> int:
+        raise StoreUnavailable("no primary")
+
+    monkeypatch.setattr(run.store.deliveries, "retry_dead", away)
+    with pytest.raises(StoreUnavailable):
+        monitor.retry(letter, by="ada")
+    assert sorted(str(dict(entry.after)) for entry in entries(monitor)) == [
+        "{'error': 'StoreUnavailable: no primary'}",
+        "{'state': 'retrying'}",
+    ]
+
+
+def test_nothing_is_done_that_cannot_be_put_on_record(
+    monitor: Monitor, run: MemoryRun, letter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(entry: AuditEntry) -> None:
+        raise StoreUnavailable("no primary")
+
+    monkeypatch.setattr(run.store.trail, "record", away)
+    with pytest.raises(StoreUnavailable):
+        monitor.retry(letter, by="ada")
+    assert monitor.letter(letter).state == "dead"
+
+
+# --- bad input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda m: m.overview(minutes=0), "minutes"),
+        (lambda m: m.overview(minutes=1441), "minutes"),
+        (lambda m: m.operations(limit=201), "limit"),
+        (lambda m: m.operations(limit="5"), "limit"),
+        (lambda m: m.operations(user={"$ne": None}), "user"),
+        (lambda m: m.operations(since=datetime(2026, 1, 1)), "since"),
+        (lambda m: m.operation(""), "operation id"),
+        (lambda m: m.chain("x", limit=0), "limit"),
+        (lambda m: m.events(limit=0), "limit"),
+        (lambda m: m.events(name={"$ne": 1}), "names"),
+        (lambda m: m.events(group=["Blog"]), "group"),
+        (lambda m: m.events(key=7), "key"),
+        (lambda m: m.events(payload={"a": 1}), "name and since"),
+        (lambda m: m.events(name="A.b", payload={"a": 1}), "name and since"),
+        (lambda m: m.event(7), "event id"),
+        (lambda m: m.subjects(since="today"), "since"),
+        (lambda m: m.subjects(since=utcnow() + timedelta(hours=1)), "since"),
+        (lambda m: m.subjects(since=utcnow() - timedelta(days=32)), "31 days"),
+        (lambda m: m.chain_summary(""), "name"),
+        (lambda m: m.chain_summary("A.b", sample=0), "sample"),
+        (lambda m: m.chain_summary("A.b", until=datetime(2026, 1, 1)), "until"),
+        (lambda m: m.letter_groups(handler={"$gt": ""}), "handler"),
+        (lambda m: m.letter_groups(group=7), "group"),
+        (lambda m: m.letters(fingerprint=["x"]), "fingerprint"),
+        (lambda m: m.letters(limit=1000), "limit"),
+        (lambda m: m.letter({"$ne": 1}), "delivery id"),
+        (lambda m: m.retry("x", by=""), "by"),
+        (lambda m: m.retry("x", by="a" * 201), "by"),
+        (lambda m: m.retry("x", by="ada", reason=7), "reason"),
+        (lambda m: m.retry("x", by="ada", ip="\ud800"), "ip"),
+        (lambda m: m.retry({"$ne": 1}, by="ada"), "delivery id"),
+        (lambda m: m.audit_log(who={"$ne": 1}), "who"),
+        (lambda m: m.audit_log(limit=0), "limit"),
+    ],
+)
+def test_bad_input_is_refused_by_name(monitor: Monitor, call: Any, match: str) -> None:
+    with pytest.raises(InvalidOption, match=match):
+        call(monitor)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"$where": "1"},
+        {"a.$ne": 1},
+        {"": 1},
+        {"a..b": 1},
+        {".a": 1},
+        {"a.b.c.d.e.f": 1},
+        {"a\x00": 1},
+        {"a" * 101: 1},
+        {7: 1},
+        {"a": {"$ne": 1}},
+        {"a": [1]},
+        {"a": None},
+        {"a": float("nan")},
+        {"a": 2**63},
+        {"a": "x" * 1001},
+        {"a": "\ud800"},
+        dict.fromkeys("abcdef", 1),
+        [("a", 1)],
+    ],
+)
+def test_only_scalars_at_plain_paths_are_looked_for_in_payloads(monitor: Monitor, payload: Any) -> None:
+    with pytest.raises(InvalidOption, match="payload"):
+        monitor.events(name="A.b", since=utcnow(), payload=payload)
