@@ -45,6 +45,12 @@ def opened(nats_url: str, mongo_url: str, namespace: str) -> Iterator[EventBus]:
         yield bus
 
 
+@pytest.fixture(autouse=True)
+def _nothing_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have imported Celery."""
+    monkeypatch.setattr("eventdriven_sync.doctor.facts._preforkers", lambda: ())
+
+
 @pytest.fixture
 def bus(nats_url: str, mongo_url: str, namespace: str) -> Iterator[EventBus]:
     with opened(nats_url, mongo_url, namespace) as made:

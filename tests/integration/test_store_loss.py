@@ -50,7 +50,7 @@ def test_publish_keeps_its_deadline_when_mongodb_is_frozen_and_repeating_it_is_o
 def test_a_worker_acknowledges_nothing_while_mongodb_is_down_and_goes_on_when_it_is_back(
     own_site: Site, own_servers: DevServers
 ) -> None:
-    bus = own_site.bus(orders.build, publish_timeout=1.0)
+    bus = own_site.bus(orders.build, publish_timeout=3.0)
     worker = own_site.worker(bus, threads=2)
     bus.publish_many([OrderPlaced(number=n, gate="g") for n in range(2)])
     bus.publish_many([OrderPlaced(number=n) for n in range(2, 10)])
@@ -81,7 +81,7 @@ def test_a_worker_acknowledges_nothing_while_mongodb_is_down_and_goes_on_when_it
 def test_a_worker_stops_within_its_grace_while_mongodb_is_down_and_the_work_is_done_later(
     own_site: Site, own_servers: DevServers
 ) -> None:
-    bus = own_site.bus(orders.build, publish_timeout=1.0)
+    bus = own_site.bus(orders.build, publish_timeout=3.0)
     process = own_site.worker_process("orders", "--threads", 2, "--grace", 1, publish_timeout=1.0)
     bus.publish_many([OrderPlaced(number=n, gate="g" if n < 2 else "") for n in range(6)])
     eventually(lambda: len(own_site.witness.notes("start")) == 2, timeout=30)
