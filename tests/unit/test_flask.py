@@ -18,33 +18,12 @@ from eventdriven_sync.cli.loading import load_bus
 from eventdriven_sync.errors import ConfigurationError, DuplicateHandler, InvalidOption, StoreUnavailable
 from eventdriven_sync.flask import EventDriven
 from eventdriven_sync.flask.commands import events_command
-from eventdriven_sync.records import Operation
 from eventdriven_sync.testing import memory
 from tests.polling import eventually
+from tests.unit.flask_site import Site
 from tests.unit.rig import Greeted, Renamed
 
 ADA = Renamed(name="Ada")
-
-
-class Site:
-    """An application under test, its client and its bus in memory."""
-
-    def __init__(self, **config: Any) -> None:
-        self.events = EventDriven()
-        self.app = flask.Flask("site")
-        self.app.config |= {"TESTING": True, "PROPAGATE_EXCEPTIONS": False, "SECRET_KEY": "x"} | config
-        self.events.init_app(self.app)
-        self.client = self.app.test_client()
-
-    @property
-    def bus(self) -> EventBus:
-        return self.events.bus_of(self.app)
-
-    @property
-    def operation(self) -> Operation:
-        """The only one there is."""
-        [found] = self.bus.operations.find()
-        return found
 
 
 @pytest.fixture
