@@ -59,8 +59,8 @@ class _Once:
         self._options = state.options
         state.bus.open(timeout=self._options.http_timeout)
         self._replies = state.bus.store.idempotency
-        user = self._tracked.who() if self._tracked else ""
-        self._key = _digest(str(flask.request.endpoint), user or "", key)
+        # Without a user whom the application cannot name, or one would get the answer of another.
+        self._key = _digest(str(flask.request.endpoint), state.user_id() or "", key)
         self._token = new_id()
 
     def answer(self, view: Callable[[], Any]) -> Any:
