@@ -16,6 +16,7 @@ from eventdriven_sync.broker import Broker
 from eventdriven_sync.config import Settings
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import BrokerError, BrokerUnavailable, StoreError
+from eventdriven_sync.pulse import Pulse
 from eventdriven_sync.records import Delivery, HandlerRecord, delivery_id
 from eventdriven_sync.store import EventQuery, Store
 
@@ -38,10 +39,11 @@ class Reconciler:
         self._holder = holder
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="eventdriven-reconciler", daemon=True)
+        self.pulse = Pulse(self._thread, pause=settings.reconcile_every)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self.pulse.start()
 
     def stop(self, timeout: float) -> None:
         """End the thread and give the lease to the next."""
@@ -59,8 +61,10 @@ class Reconciler:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.reconcile_every):
+            self.pulse.beat()
             try:
                 self.round()
+                self.pulse.well()
             except (StoreError, BrokerError) as error:
                 log.warning("The reconciler waits: %s", error, extra={"action": "reconciler_wait"})
             except Exception:
@@ -106,6 +110,7 @@ class Reconciler:
         brought, waiting, reached, after = 0, None, since, None
         reach: dict[str, datetime | None] = {}
         while not self._stopping.is_set():
+            self.pulse.beat()
             query = EventQuery(
                 names=record.events, since=since, until=until, oldest_first=True, limit=PAGE, after=after
             )

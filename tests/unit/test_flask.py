@@ -733,8 +733,8 @@ def test_several_worker_processes_are_started_by_the_same_program(
     site.events.group("Blog").handler(Renamed, name="greet")(lambda event: None)
     seen: dict[str, Any] = {}
 
-    def run_processes(argv: list[str], **options: Any) -> int:
-        seen.update(argv=argv, **options)
+    def run_processes(argv: Callable[[int], list[str]], **options: Any) -> int:
+        seen.update(argv=argv(1), **options)
         return 7
 
     monkeypatch.setattr("eventdriven_sync.processes.run_processes", run_processes)
