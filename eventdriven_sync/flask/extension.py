@@ -76,7 +76,7 @@ class EventDriven:
         if bus is not None and bus.handler_context is not nullcontext:
             raise ConfigurationError("this bus belongs to another application: build one for each")
         check_names(app.config)
-        http_options(app.config)
+        http_options(app.config).make_redaction()
         state = app.extensions[NAME] = AppState(app, self.topology, bus, lambda: self._user)
         state.requests.install()
         app.cli.add_command(events_command())

@@ -439,6 +439,15 @@ def test_testing_never_reaches_the_servers_of_the_environment(monkeypatch: pytes
     assert (site.bus.settings.nats, site.bus.settings.mongo) == ("memory://", "memory://")
 
 
+@pytest.mark.parametrize("named", ["nats", "mongo"])
+def test_a_test_that_names_one_server_reaches_no_other(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("EVENTDRIVEN_NATS", "nats://production:4222")
+    monkeypatch.setenv("EVENTDRIVEN_MONGO", "mongodb://production/blog")
+    own = {"nats": "nats://test:4222", "mongo": "mongodb://test/blog"}[named]
+    settings = Site(**{f"EVENTDRIVEN_{named.upper()}": own}).bus.settings
+    assert {settings.nats, settings.mongo} == {own, "memory://"}
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -449,6 +458,8 @@ def test_testing_never_reaches_the_servers_of_the_environment(monkeypatch: pytes
         ({"EVENTDRIVEN_HTTP_TIMEOUT": "2"}, "http_timeout is '2': give a number"),
         ({"EVENTDRIVEN_EMBEDDED": "yes"}, "give True or False"),
         ({"EVENTDRIVEN_REDACT": [7]}, "give a list of names"),
+        ({"EVENTDRIVEN_REDACT": ["!!"]}, "each with 1 to 8 words"),
+        ({"EVENTDRIVEN_HTTP_METHODS": "POST PUT"}, "'POST PUT': give a list of methods"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(config: dict[str, Any], words: str) -> None:
