@@ -196,6 +196,9 @@ class Broker(Protocol):
     def delete_consumer(self, stream: str, name: str, *, timeout: float) -> bool:
         """Delete a consumer; False if there was none."""
 
+    def info(self, *, timeout: float) -> Mapping[str, object]:
+        """Facts about JetStream for the doctor: ``api_level``, and of this account ``storage`` in bytes."""
+
     def status(self) -> BrokerStatus:
         """What is known right now; never blocks."""
 

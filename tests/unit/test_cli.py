@@ -484,6 +484,17 @@ class Check:
     cure: str = ""
 
 
+def test_the_doctor_and_the_audit_say_what_events_survive(story: Story) -> None:
+    text = cli("doctor", "--no-round-trip")
+    (line,) = [each for each in text.stdout.splitlines() if each.startswith("Durability: ")]
+    assert line == "Durability: skipped: the event store is in memory, for tests"
+    found = {row["name"]: row for row in lines(cli("doctor", "--no-round-trip", "--json"))}
+    assert found["durability"]["finding"] == line.removeprefix("Durability: ")
+    said = "accepted events: unsafe (MongoDB: in memory, for tests); messages: unknown (NATS: "
+    assert f"Durability: {said}" in cli("audit").stderr
+    assert all(row["durability"].startswith(said) for row in lines(cli("audit", "--json")))
+
+
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("info", 0), ("warn", 0), ("fail", 1)])
 def test_the_doctor_fails_when_a_check_failed(
     level: str, code: int, run: MemoryRun, monkeypatch: pytest.MonkeyPatch

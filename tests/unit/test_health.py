@@ -11,7 +11,13 @@ from tenacity import stop_after_attempt, wait_none
 from eventdriven_sync import EventBus, RetryPolicy, Settings, Worker
 from eventdriven_sync import worker as worker_module
 from eventdriven_sync.brokers.memory import MemoryBroker
-from eventdriven_sync.errors import BrokerPermissionDenied, InvalidOption, StoreError, StoreUnavailable
+from eventdriven_sync.errors import (
+    BrokerPermissionDenied,
+    BrokerUnavailable,
+    InvalidOption,
+    StoreError,
+    StoreUnavailable,
+)
 from eventdriven_sync.health import HandlerProgress, Health, Part, Progress, Running
 from eventdriven_sync.pulse import Pulse
 from eventdriven_sync.records import Delivery, delivery_id
@@ -178,6 +184,21 @@ def test_an_error_of_a_server_is_named_by_its_kind_and_not_quoted(
     found = part(bus.health(), name)
     assert found.reason.startswith(f"it answers with an error ({type(error).__name__})")
     assert "secret" not in str(bus.health())
+
+
+def test_a_broker_that_is_connected_and_does_not_answer_makes_it_not_ready(
+    bus: EventBus, seen: list[str], start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*args: Any, **options: Any) -> Any:
+        raise BrokerUnavailable("no answer")
+
+    worker = start()
+    with monkeypatch.context() as patch:
+        patch.setattr(bus.broker, "consumer_state", hang)
+        health = worker.health()
+        assert colours(health) == (True, False, True)
+        assert part(health, "broker").reason == "it does not answer within 1 s"
+    eventually(lambda: worker.health().ok)
 
 
 def test_messages_that_nobody_delivers_stall_it_and_settling_them_ends_that(
@@ -374,6 +395,16 @@ def test_rounds_that_fail_make_it_not_ready(
         assert colours(health) == (True, False, True)
         assert part(health, "heartbeat").reason == "its rounds fail since 0 s"
     eventually(lambda: worker.health().ok)
+
+
+def test_rounds_that_go_well_are_noted(
+    bus: EventBus, seen: list[str], start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "HEARTBEAT", 0.02)
+    worker = start()
+    for pulse in (worker._recovery.pulse, worker._reconciler.pulse, worker._heartbeat):
+        pulse._well_at -= 1000
+    eventually(lambda: worker.health().ready)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 61, "2", True])
