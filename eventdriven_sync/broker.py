@@ -78,7 +78,10 @@ class ConsumerState:
     Attributes:
         pending: messages not delivered yet.
         ack_pending: delivered, not acknowledged yet.
+        waiting: pulls that wait for messages.
         oldest_at: when the oldest message that can still come was stored; None when none can.
+        delivered: the highest sequence of the stream that was ever delivered.
+        paused: somebody told the server to deliver nothing for a while.
     """
 
     stream: str
@@ -88,6 +91,8 @@ class ConsumerState:
     redelivered: int
     waiting: int
     oldest_at: datetime | None
+    delivered: int = 0
+    paused: bool = False
     config: Mapping[str, object] = attrs.field(factory=dict)
 
 
@@ -190,6 +195,9 @@ class Broker(Protocol):
 
     def delete_consumer(self, stream: str, name: str, *, timeout: float) -> bool:
         """Delete a consumer; False if there was none."""
+
+    def info(self, *, timeout: float) -> Mapping[str, object]:
+        """Facts about JetStream for the doctor: ``api_level``, and of this account ``storage`` in bytes."""
 
     def status(self) -> BrokerStatus:
         """What is known right now; never blocks."""

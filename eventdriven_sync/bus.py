@@ -19,9 +19,9 @@ from eventdriven_sync.config import Settings
 from eventdriven_sync.dead_letters import DeadLetters
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import Closed, InvalidOption, PublishOutcomeUnknown, StoreUnavailable
-from eventdriven_sync.events import EventType
 from eventdriven_sync.group import Group
 from eventdriven_sync.handlers import Handler
+from eventdriven_sync.health import Health, bus_health
 from eventdriven_sync.operations import Operations, OperationScope
 from eventdriven_sync.publishing import Publisher
 from eventdriven_sync.store import Store
@@ -261,11 +261,6 @@ class EventBus:
         """The handlers registered with this bus, by ``Group.handler``."""
         return self.topology.handlers
 
-    @property
-    def event_types(self) -> Mapping[str, EventType]:
-        """The event classes this bus knows, by event name."""
-        return self.topology.event_types
-
     # --- reading ------------------------------------------------------------------------------------
 
     @property
@@ -277,6 +272,13 @@ class EventBus:
     def dead_letters(self) -> DeadLetters:
         """The dead-letter queue."""
         return DeadLetters(self)
+
+    def health(self, *, timeout: float = 2.0) -> Health:
+        """Whether both servers answer and no work waits in vain; ``Worker.health`` says more.
+
+        It opens the bus, takes ``timeout`` seconds at most and never raises for what servers answer.
+        """
+        return bus_health(self, timeout=timeout)
 
     # --- lifetime -----------------------------------------------------------------------------------
 

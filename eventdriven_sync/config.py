@@ -200,6 +200,7 @@ class Settings:
         reconcile_after: age from which an accepted event without delivery is looked after.
         reconcile_every: pause between two rounds of the reconciler.
         poll_every: longest pause of the recovery lane between two looks for due deliveries.
+        stall_after: how long work may wait while nothing of it is settled until a worker's health is red.
         version_grace: how long an event newer than its class is retried before it is dead.
         max_lost: starts without outcome after which a delivery is dead (``worker_lost``).
         stream_max_age: how long NATS keeps messages.
@@ -233,6 +234,7 @@ class Settings:
     reconcile_after: float = attrs.field(default=20.0, validator=between(0.1, 86400))
     reconcile_every: float = attrs.field(default=5.0, validator=between(0.05, 3600))
     poll_every: float = attrs.field(default=0.5, validator=between(0.01, 60))
+    stall_after: float = attrs.field(default=60.0, validator=between(0.1, 86400))
     version_grace: float = attrs.field(default=3600.0, validator=between(0, 30 * 86400))
     max_lost: int = attrs.field(default=3, validator=between(1, 100, whole=True))
     stream_max_age: float = attrs.field(default=7 * 86400.0, validator=between(60, 10 * 365 * 86400))

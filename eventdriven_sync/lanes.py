@@ -57,6 +57,11 @@ class Lane:
         return max(2 * self.slots, min(soon, MAX_WINDOW))
 
     @property
+    def in_hand(self) -> int:
+        """Messages that the broker delivered to it and that are not settled."""
+        return sum(consumption.in_hand for consumption in self.consumptions)
+
+    @property
     def share(self) -> int:
         """How many deliveries claimed in the store to hold: a full batch, or two for each slot."""
         return self.handler.batch.max_size if self.handler.batch else 2 * self.slots
@@ -76,6 +81,24 @@ class Lane:
         share = -(-len(self.backlog) // threads)
         paced = int(CHUNK_SECONDS / self.pace) if self.pace else 1
         return max(1, min(MAX_CHUNK, share, paced))
+
+
+@attrs.frozen(kw_only=True)
+class Running:
+    """What one thread is busy with.
+
+    Attributes:
+        count: attempts that run at once: more than one of a batch.
+        seconds: since they began.
+        timeout: seconds they may run, None without limit.
+        hung: they exceeded it, their outcome is settled, and the thread is lost until they return.
+    """
+
+    handler: str
+    count: int
+    seconds: float
+    timeout: float | None
+    hung: bool = False
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -134,6 +157,20 @@ class Job:
             self.settled.extend(settled)
             self.running = []
             return True
+
+    def report(self, now: float, *, hung: bool = False) -> Running | None:
+        """What runs in it, None between two attempts."""
+        with self.lock:
+            if not self.running:
+                return None
+            handler = self.lane.handler
+            return Running(
+                handler=handler.name,
+                count=len(self.running),
+                seconds=now - self.since,
+                timeout=handler.timeout,
+                hung=hung,
+            )
 
     def overdue(self, now: float) -> bool:
         """Whether what runs has exceeded the handler's timeout."""

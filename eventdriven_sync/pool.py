@@ -19,7 +19,7 @@ from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import HandlerTimeout, StoreError
 from eventdriven_sync.executor import Attempt, Executor
 from eventdriven_sync.handlers import Handler
-from eventdriven_sync.lanes import Job, Lane
+from eventdriven_sync.lanes import Job, Lane, Running
 from eventdriven_sync.settling import Settler, release
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,14 @@ class Pool:
         self._executor = executor
         self._settler = settler
         self._on_surplus = on_surplus
-        self._changed = threading.Condition()  # guards the lanes, _ready, _jobs, _unrun and _hung
+        # guards the lanes, _ready, _jobs, _unrun, _hung and _threads
+        self._changed = threading.Condition()
         self._ready: deque[Lane] = deque()
         self._lanes: list[Lane] = []
         self._jobs: dict[int, Job] = {}
         self._unrun: list[Attempt] = []
-        self._hung = 0
+        self._hung: dict[int, Job] = {}
+        self._threads: set[threading.Thread] = set()
         self._started = 0
         self._stopping = False
         self._stopped = threading.Event()
@@ -99,6 +101,26 @@ class Pool:
         with self._changed:
             jobs = list(self._jobs.values())
         return [attempt.delivery_id for job in jobs for attempt in list(job.running)]
+
+    def running(self) -> list[Running]:
+        """What the threads are busy with, and what hangs beyond its timeout."""
+        with self._changed:
+            jobs = [job for job in self._jobs.values() if not job.taken]
+            hung = list(self._hung.values())
+        now = time.monotonic()
+        found = [job.report(now) for job in jobs] + [job.report(now, hung=True) for job in hung]
+        return [each for each in found if each is not None]
+
+    def missing(self) -> int:
+        """How many of its threads are gone that should take work; those that hang were replaced."""
+        with self._changed:
+            alive = sum(thread.is_alive() for thread in self._threads)
+            return max(self._size - (alive - len(self._hung)), 0)
+
+    @property
+    def watched(self) -> bool:
+        """Whether the watchdog over handlers that hang is alive."""
+        return self._watchdog.is_alive()
 
     @property
     def waiting(self) -> int:
@@ -169,7 +191,10 @@ class Pool:
     def _start_thread(self, taken: Job | None = None) -> None:
         self._started += 1
         name = f"eventdriven-handler-{self._started}"
-        threading.Thread(target=self._work, args=(taken,), name=name, daemon=True).start()
+        thread = threading.Thread(target=self._work, args=(taken,), name=name, daemon=True)
+        thread.start()
+        with self._changed:
+            self._threads = {each for each in self._threads if each.is_alive()} | {thread}
 
     def _work(self, taken: Job | None) -> None:
         """A thread's life: settle for the thread it replaces, if any, then take jobs until told to stop."""
@@ -280,7 +305,7 @@ class Pool:
         """Whether the thread goes on; False if it was replaced while its handler hung."""
         with self._changed:
             if job.taken:
-                self._hung -= 1
+                self._hung.pop(id(job), None)
                 return False
             rest = job.give_back()
             self._unrun += rest
@@ -331,9 +356,9 @@ class Pool:
         job.settled += [(attempt, self._executor.settlement(attempt, error)) for attempt in running]
         self.offer(job.lane, job.give_back(), first=True)
         with self._changed:
-            self._hung += 1
+            self._hung[id(job)] = job
             self._start_thread(taken=job)
-        if self._hung > max(2 * self._size, 8):
+        if len(self._hung) > max(2 * self._size, 8):
             self._on_surplus()
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import attrs
@@ -49,7 +49,7 @@ kill -KILL "$1"
 
 
 def run_processes(
-    argv: Sequence[str],
+    argv: Sequence[str] | Callable[[int], Sequence[str]],
     *,
     processes: int,
     grace: float = 25.0,
@@ -64,7 +64,8 @@ def run_processes(
     children are asked to end and killed ``grace`` + 2 seconds later. To be called in the main thread.
 
     Args:
-        argv: arguments of the command, for example ``["worker", "--app", "blog:bus"]``.
+        argv: arguments of the command, for example ``["worker", "--app", "blog:bus"]``; or a function that
+            gives those of process number 1, 2, and so on.
         processes: how many, 1 to 256.
         grace: seconds a process may take to end, 0 to 3,600.
         command: what the arguments are for; this library's command line by default.
@@ -81,7 +82,9 @@ def run_processes(
     check_number(processes, field="processes", low=1, high=256)
     if not isinstance(processes, int):
         raise ConfigurationError(f"processes is {processes!r}: give a whole number", field="processes")
-    return _Supervisor([*command, *argv], processes=processes, grace=grace).run()
+    arguments = argv if callable(argv) else lambda number: argv
+    commands = [[*command, *arguments(number)] for number in range(1, processes + 1)]
+    return _Supervisor(commands, grace=grace).run()
 
 
 class _Child:
@@ -147,6 +150,7 @@ class _Slot:
     """
 
     number: int
+    command: Sequence[str]
     child: _Child | None = None
     start_at: float = 0.0
     kill_at: float | None = None
@@ -165,10 +169,9 @@ class _Slot:
 class _Supervisor:
     """Everything happens in the main thread; signal handlers only put their number into a queue."""
 
-    def __init__(self, command: Sequence[str], *, processes: int, grace: float) -> None:
-        self._command = command
+    def __init__(self, commands: Sequence[Sequence[str]], *, grace: float) -> None:
         self._patience = grace + EXTRA_GRACE
-        self._slots = [_Slot(number) for number in range(1, processes + 1)]
+        self._slots = [_Slot(number, command) for number, command in enumerate(commands, 1)]
         # Unlike an Event, a SimpleQueue may be used by a handler that interrupts its own use.
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._rolling: deque[_Slot] = deque()
@@ -260,7 +263,7 @@ class _Supervisor:
 
     def _start(self, slot: _Slot) -> None:
         try:
-            slot.child = _Child(self._command, patience=self._patience)
+            slot.child = _Child(slot.command, patience=self._patience)
         except OSError as error:
             slot.exit_code = _CANNOT_START
             self._pause(slot, f"could not be started ({error})")

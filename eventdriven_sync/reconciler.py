@@ -16,6 +16,7 @@ from eventdriven_sync.broker import Broker
 from eventdriven_sync.config import Settings
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import BrokerError, BrokerUnavailable, StoreError
+from eventdriven_sync.pulse import Pulse
 from eventdriven_sync.records import Delivery, HandlerRecord, delivery_id
 from eventdriven_sync.store import EventQuery, Store
 
@@ -53,10 +54,11 @@ class Reconciler:
         self._leads = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="eventdriven-reconciler", daemon=True)
+        self.pulse = Pulse(self._thread, pause=settings.reconcile_every)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self.pulse.start()
 
     def stop(self, timeout: float) -> None:
         """End the thread and give the lease to the next."""
@@ -75,7 +77,9 @@ class Reconciler:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.reconcile_every):
-            self._guard(self.round)
+            self.pulse.beat()
+            if self._guard(self.round):
+                self.pulse.well()
             for chore in self._chores if self._leads else ():
                 self._guard(chore)
         try:
@@ -83,14 +87,16 @@ class Reconciler:
         except StoreError as error:
             log.info("The reconciler's lease ends by itself: %s", error)
 
-    def _guard(self, step: Callable[[], object]) -> None:
-        """What goes wrong in one step must not keep the next ones from theirs."""
+    def _guard(self, step: Callable[[], object]) -> bool:
+        """Whether the step went well; what goes wrong in it must not keep the next ones from theirs."""
         try:
             step()
+            return True
         except (StoreError, BrokerError) as error:
             log.warning("The reconciler waits: %s", error, extra={"action": "reconciler_wait"})
         except Exception:
             log.exception("The reconciler met an unexpected error and goes on")
+        return False
 
     def _try(self, record: HandlerRecord, now: datetime) -> int:
         """What is wrong with one handler's stream must not keep the others from theirs."""
@@ -128,6 +134,7 @@ class Reconciler:
         brought, waiting, reached, after = 0, None, since, None
         reach: dict[str, datetime | None] = {}
         while not self._stopping.is_set():
+            self.pulse.beat()
             query = EventQuery(
                 names=record.events, since=since, until=until, oldest_first=True, limit=PAGE, after=after
             )

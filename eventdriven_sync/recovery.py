@@ -15,6 +15,7 @@ from eventdriven_sync.errors import StoreError
 from eventdriven_sync.executor import Attempt
 from eventdriven_sync.lanes import Lane
 from eventdriven_sync.pool import Pool
+from eventdriven_sync.pulse import Pulse
 from eventdriven_sync.records import Delivery
 from eventdriven_sync.settling import Leases
 from eventdriven_sync.store import Store
@@ -33,6 +34,9 @@ class RecoveryLane:
         capacity: how many claimed deliveries may be held at once.
         max_lost: starts without outcome after which a delivery is dead.
         poll_every: seconds between two looks when nothing is known to be due earlier.
+
+    Attributes:
+        pulse: of its thread.
     """
 
     def __init__(
@@ -60,10 +64,11 @@ class RecoveryLane:
         self._stopping = threading.Event()
         self._renewed = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="eventdriven-recovery", daemon=True)
+        self.pulse = Pulse(self._thread, pause=max(poll_every, PAUSE_AFTER_ERROR))
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self.pulse.start()
 
     def stop(self) -> None:
         """Claim nothing more. Leases are still renewed until ``join``."""
@@ -145,8 +150,10 @@ class RecoveryLane:
     def _run(self) -> None:
         pause = 0.0
         while not self._stopping.wait(pause):
+            self.pulse.beat()
             try:
                 pause = self._round()
+                self.pulse.well()
             except StoreError as error:
                 log.warning("The recovery lane waits for the event store: %s", error)
                 pause = PAUSE_AFTER_ERROR

@@ -128,6 +128,7 @@ class Settler:
         states = self._states([a.delivery_id for a in asked]) if asked else {}
         gone += [a for a in asked if a.delivery_id in states]
         _finish(gone)
+        self._stats.touch({attempt.handler.name for attempt in gone})
         refused = {id(a) for a in gone}
         refused |= {id(a) for a in self._refused([a for a in asked if id(a) not in refused])}
         for attempt in asked:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,16 +27,28 @@ class Stats:
     def __init__(self, *, source: str, clock: Callable[[], float] = time.time) -> None:
         self._source = source
         self._clock = clock
+        self._settled_at: dict[str, float] = {}
         self._lock = threading.Lock()  # guards _minutes
         self._minutes: dict[tuple[int, str, str], dict[str, Any]] = {}
 
     def count(self, settlement: Settlement) -> None:
         """One attempt was settled."""
         minute = int(self._clock() // 60)
+        self.touch([settlement.handler])
         with self._lock:
             row = self._row(minute, settlement.event_name, settlement.handler)
             row[_column(settlement)] += 1
             row["durations"][_bucket(settlement.duration_ms)] += 1
+
+    def touch(self, handlers: Iterable[str]) -> None:
+        """Something of these handlers is off the table, if only because its outcome was known already."""
+        now = time.monotonic()
+        for name in handlers:
+            self._settled_at[name] = now
+
+    def settled_at(self) -> dict[str, float]:
+        """When something of each handler was last settled, in seconds of ``time.monotonic``."""
+        return dict(self._settled_at)
 
     def drain(self) -> list[dict[str, Any]]:
         """What to write now: every minute not over yet, and the last state of those that are."""

@@ -258,8 +258,12 @@ class DeliveryStore(Protocol):
         Those that have a record stay as they are.
         """
 
-    def next_due(self, handlers: Sequence[str]) -> float | None:
-        """Seconds until the next delivery is due (negative: overdue), None if there is none."""
+    def next_due(self, handlers: Sequence[str], *, timeout: float | None = None) -> float | None:
+        """Seconds until the next delivery is due (negative: overdue), None if there is none.
+
+        Args:
+            timeout: seconds, the store's own by default.
+        """
 
     def get(self, delivery_id: str) -> Delivery | None:
         """The delivery, or None."""
@@ -300,8 +304,8 @@ class Directory(Protocol):
     def reconciled(self, name: str, until: datetime) -> None:
         """Advance the handler's watermark."""
 
-    def now(self) -> datetime:
-        """The server's clock."""
+    def now(self, *, timeout: float | None = None) -> datetime:
+        """The server's clock; ``timeout`` in seconds, the store's own by default."""
 
     def lead(self, role: str, holder: str, *, ttl: float) -> bool:
         """Take or keep the lease on a role; True while ``holder`` has it."""
@@ -312,8 +316,8 @@ class Directory(Protocol):
     def heartbeat(self, worker: WorkerRecord) -> None:
         """Say that a worker lives."""
 
-    def workers(self) -> list[WorkerRecord]:
-        """Workers heard of within the last minute."""
+    def workers(self, *, timeout: float | None = None) -> list[WorkerRecord]:
+        """Workers heard of within the last minute; ``timeout`` as of ``now``."""
 
     def forget_worker(self, worker_id: str) -> None:
         """The worker stopped in good order."""

@@ -27,13 +27,16 @@ from eventdriven_sync.errors import (
 )
 from eventdriven_sync.executor import Attempt, Executor
 from eventdriven_sync.handlers import Handler, check_count
+from eventdriven_sync.health import Health
 from eventdriven_sync.lanes import Lane
 from eventdriven_sync.pool import LAST_WORD, Pool, finish_within
+from eventdriven_sync.pulse import Pulse
 from eventdriven_sync.reconciler import Reconciler
 from eventdriven_sync.records import WorkerRecord
 from eventdriven_sync.recovery import RecoveryLane
 from eventdriven_sync.settling import Leases, Settler, release
 from eventdriven_sync.stats import Stats
+from eventdriven_sync.vitals import Vitals
 
 if TYPE_CHECKING:
     from eventdriven_sync.bus import EventBus
@@ -84,7 +87,7 @@ class Worker:
         self._exit_code = 0
         self._signals = 0
         self._consumptions: list[Consumption] = []
-        self._running = False
+        self._running = self._works = False
         self._build()
 
     def start(self) -> Worker:
@@ -106,7 +109,8 @@ class Worker:
         self._recovery.start()
         self._reconciler.start()
         self._beat()
-        self._heart.start()
+        self._heartbeat.start()
+        self._works = True
         log.info(
             "Worker %s runs %s in %d threads",
             self.id,
@@ -166,6 +170,16 @@ class Worker:
             self._heart.join(timeout=LAST_WORD)
             self._say_goodbye()
 
+    def health(self, *, timeout: float = 2.0) -> Health:
+        """How this worker is: its threads and loops, both servers, and whether its work moves.
+
+        Work stalls when it waits and nothing was settled for ``settings.stall_after`` seconds, which only
+        whoever asks again and again can see: the time begins when a call finds that something waits. It
+        takes ``timeout`` seconds at most (0.05 to 60) and never raises for what servers answer.
+        """
+        idle = "" if self._works else "the worker has not started"
+        return self._vitals.health(timeout=timeout, idle="it stops" if self._stopped.is_set() else idle)
+
     def busy(self) -> list[str]:
         """The ids of the deliveries that run now."""
         return self._pool.busy()
@@ -216,7 +230,24 @@ class Worker:
             chores=[Counting(store).round],
         )
         self._heart = threading.Thread(target=self._heartbeats, name="eventdriven-heartbeat", daemon=True)
+        self._heartbeat = Pulse(self._heart, pause=HEARTBEAT)
         self._began_at: datetime = utcnow()
+        self._vitals = self._make_vitals()
+
+    def _make_vitals(self) -> Vitals:
+        return Vitals(
+            self._bus,
+            threads=self._threads,
+            pool=self._pool,
+            lanes=self._lanes,
+            leases=self._leases,
+            stats=self._stats,
+            loops={
+                "recovery lane": self._recovery.pulse,
+                "reconciler": self._reconciler.pulse,
+                "heartbeat": self._heartbeat,
+            },
+        )
 
     def _declare(self) -> list[tuple[Handler, list[ConsumerSpec]]]:
         consumers = [(handler, self._bus.subscribe([handler])) for handler in self._chosen.values()]
@@ -253,6 +284,7 @@ class Worker:
 
     def _heartbeats(self) -> None:
         while not self._stopped.wait(HEARTBEAT):
+            self._heartbeat.beat()
             try:
                 self._beat()
             except Exception:
@@ -273,6 +305,7 @@ class Worker:
                 )
             )
             self._bus.store.directory.write_stats(self._stats.drain())
+            self._heartbeat.well()
         except EventDrivenError as error:
             log.warning("The worker's heartbeat was not stored: %s", error)
 

@@ -24,13 +24,15 @@ MODEL, EXECUTION, ADAPTERS, FACADE, EDGES = range(1, 6)
 
 # The first matching entry says to which layer a module belongs; a folder stands for everything in it.
 LAYERS = {
-    EDGES: "__init__ __main__ cli dashboard doctor devserver testing demo processes flask celery",
+    EDGES: "__init__ __main__ cli dashboard doctor devserver testing demo processes endpoint flask celery",
     FACADE: (
         "bus publishing group worker dead_letters operations chain audit documents topology monitor "
-        "monitoring replay archive"
+        "monitoring health vitals replay archive"
     ),
     ADAPTERS: "brokers stores",
-    EXECUTION: "executor batching counting handlers middleware settling recovery reconciler pool lanes stats",
+    EXECUTION: (
+        "executor batching counting handlers middleware settling recovery reconciler pool pulse lanes stats"
+    ),
     MODEL: (
         "_version broker codec config context envelope errors events figures fingerprint outcome payload "
         "people records redaction retry sensitive shapes store telemetry upcasting"

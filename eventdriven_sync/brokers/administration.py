@@ -90,6 +90,12 @@ def delete_consumer(stream: str, name: str) -> Conversation[bool]:
     return (yield from _unless_missing((f"CONSUMER.DELETE.{stream}.{name}", None))) is not None
 
 
+def account() -> Conversation[Info]:
+    """See ``Broker.info``."""
+    info = yield "INFO", None
+    return {"api_level": info.get("api", {}).get("level", 0), "storage": info.get("storage", 0)}
+
+
 def _create_stream(spec: StreamSpec) -> Conversation[Info]:
     try:
         info = yield f"STREAM.CREATE.{spec.name}", jetstream.stream_config(spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -108,6 +108,10 @@ class BlockingBroker:
     def delete_consumer(self, stream: str, name: str, *, timeout: float) -> bool:
         """Delete a consumer; False if there was none."""
         return self._call(lambda live: live.delete_consumer(stream, name), timeout)
+
+    def info(self, *, timeout: float) -> Mapping[str, object]:
+        """Facts about JetStream for the doctor."""
+        return self._call(lambda live: live.attempt(administration.account), timeout)
 
     def status(self) -> BrokerStatus:
         """What is known right now; never blocks and opens nothing."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
@@ -181,6 +181,11 @@ class MemoryBroker:
         with self._reached():
             found = self._streams.get(stream)
             return found is not None and found.consumers.pop(name, None) is not None
+
+    def info(self, *, timeout: float) -> Mapping[str, object]:
+        """There is no JetStream."""
+        with self._reached():
+            return {"version": "memory"}
 
     def status(self) -> BrokerStatus:
         """What is known right now."""

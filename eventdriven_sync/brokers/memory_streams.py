@@ -200,6 +200,7 @@ class Consumer:
             redelivered=sum(flight.delivered > 1 for flight in self.flights.values()),
             waiting=waiting,
             oldest_at=min((message.stored_at for message in owed), default=None),
+            delivered=self._cursor,
             config={"ack_wait": self.spec.ack_wait, "max_ack_pending": self.spec.max_ack_pending},
         )
 

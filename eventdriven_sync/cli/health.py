@@ -13,7 +13,7 @@ from eventdriven_sync.cli.output import Progress
 from eventdriven_sync.cli.render import Column
 from eventdriven_sync.cli.session import FAILED, Session
 from eventdriven_sync.cli.words import many, size, when
-from eventdriven_sync.documents import Document, document
+from eventdriven_sync.documents import document
 
 if TYPE_CHECKING:
     from eventdriven_sync.audit import HandlerAudit
@@ -66,16 +66,19 @@ def audit(session: Session, *, since: datetime | None) -> None:
     For every handler, events accepted for it = deliveries in all states + those still in its consumer.
     """
     from eventdriven_sync.audit import audit as run
+    from eventdriven_sync.doctor.durability import describe
 
     bus = session.bus()
     with Progress(session.out, "events compared") as count:
         result = run(bus, since=since, progress=count.tell)
+    durability = describe(bus)
     session.out.rows(
         result.handlers,
         AUDIT_COLUMNS,
-        as_document=_audit_document,
+        as_document=lambda handler: document(handler) | {"ok": handler.ok, "durability": durability},
         empty="No handler is registered: there is nothing to compare.",
     )
+    session.out.note(f"Durability: {durability}")
     if result.ok:
         session.out.line("Every accepted event is accounted for.")
         return
@@ -88,10 +91,6 @@ def audit(session: Session, *, since: datetime | None) -> None:
         "Events are missing. A running worker's reconciler brings what can be brought; audit again."
     )
     click.get_current_context().exit(FAILED)
-
-
-def _audit_document(handler: HandlerAudit) -> Document:
-    return document(handler) | {"ok": handler.ok}
 
 
 @click.command(cls=Command)
@@ -115,6 +114,9 @@ def doctor(session: Session, *, monitoring_url: str | None, no_round_trip: bool)
     session.out.rows(checks, CHECK_COLUMNS, empty="There was nothing to check.")
     failed = [check for check in checks if check.level == "fail"]
     warned = [check for check in checks if check.level == "warn"]
+    for check in checks:
+        if check.name == "durability":
+            session.out.line(f"Durability: {check.finding}")
     session.out.line(f"{many(len(checks), 'check')}, {len(failed)} failed, {many(len(warned), 'warning')}.")
     if failed:
         click.get_current_context().exit(FAILED)

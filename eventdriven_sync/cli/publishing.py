@@ -102,7 +102,7 @@ def _operation_of(bus: EventBus, receipt: Receipt) -> str:
 def _event_type(bus: EventBus, name: str) -> EventType:
     from eventdriven_sync.events import declared
 
-    known = {**declared, **bus.event_types}
+    known = {**declared, **bus.topology.event_types}
     if name not in known:
         raise InvalidEventType(
             f"no event {shorten(name)} in this application{did_you_mean(name, known)}; "

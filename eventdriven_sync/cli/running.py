@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import re
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
@@ -14,9 +15,13 @@ from eventdriven_sync.cli.logs import WholeLines, configure_logging
 from eventdriven_sync.cli.options import Command, Group
 from eventdriven_sync.cli.session import Session, Unreachable
 
+if TYPE_CHECKING:
+    from eventdriven_sync.worker import Worker
+
 LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_THREADS = 8
 DEFAULT_GRACE = 25.0
+MAX_PORT = 65535
 
 _EXPORT = re.compile(r"export (\w+)='(.*)'")
 
@@ -55,6 +60,17 @@ def _print_at_once() -> None:
     help="Processes; one that dies is replaced.",
 )
 @click.option(
+    "--health-port",
+    type=click.IntRange(1, MAX_PORT),
+    help="Answer GET /live, /ready and /progress here; with --processes the next ports as well, one each.",
+)
+@click.option(
+    "--health-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen for that; there is no authentication.",
+)
+@click.option(
     "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What is logged."
 )
 @click.pass_obj
@@ -66,6 +82,8 @@ def worker(
     threads: int,
     grace: float,
     processes: int,
+    health_port: int | None,
+    health_host: str,
     log_level: str,
 ) -> None:
     """Run the handlers of the application (needs --app): all, those of some groups, or some by name.
@@ -85,13 +103,27 @@ def worker(
         grace=grace,
     )
     if processes == 1:
-        code = found.run()
+        with _health_served(found, health_host, health_port):
+            code = found.run()
     else:
         from eventdriven_sync.processes import run_processes
 
+        if health_port and health_port + processes - 1 > MAX_PORT:
+            raise click.UsageError(f"--health-port {health_port} leaves no ports for {processes} processes")
         child = _child(session, groups, handlers, threads, grace, log_level)
-        code = run_processes(child, processes=processes, grace=grace, command=session.program)
+
+        def line(number: int) -> list[str]:
+            at = [] if health_port is None else ["--health-port", str(health_port + number - 1)]
+            return [*child, *at, *(["--health-host", health_host] if at else [])]
+
+        code = run_processes(line, processes=processes, grace=grace, command=session.program)
     click.get_current_context().exit(code)
+
+
+def _health_served(found: Worker, host: str, port: int | None) -> AbstractContextManager[object]:
+    from eventdriven_sync.endpoint import HealthEndpoint
+
+    return HealthEndpoint(found.health, port=port, host=host) if port else nullcontext()
 
 
 def _child(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from eventdriven_sync.doctor import mongo_checks, nats_checks, service_checks
+from eventdriven_sync.doctor import durability, mongo_checks, nats_checks, service_checks
 from eventdriven_sync.doctor.check import CannotCheck, Check
 from eventdriven_sync.doctor.facts import Facts, gather
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 CHECKS: tuple[tuple[str, Callable[[Facts], Check]], ...] = (
     ("NATS", nats_checks.reachable),
     ("NATS version", nats_checks.server_version),
+    ("JetStream API", nats_checks.api_level),
     ("NATS max_payload", nats_checks.max_payload),
     ("NATS security", nats_checks.security),
     ("NATS durability", nats_checks.durability),
@@ -30,6 +31,7 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Check]], ...] = (
     ("stream settings", nats_checks.stream_settings),
     ("stream replicas", nats_checks.replicas),
     ("consumer settings", nats_checks.consumer_settings),
+    ("consumer position", nats_checks.consumer_position),
     ("consumer slots", nats_checks.consumer_slots),
     ("consumer progress", nats_checks.consumer_progress),
     ("MongoDB", mongo_checks.reachable),
@@ -42,8 +44,10 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Check]], ...] = (
     ("MongoDB clock", mongo_checks.clock),
     ("MongoDB oplog", mongo_checks.oplog),
     ("durable write", mongo_checks.durable_write),
+    ("default write concern", mongo_checks.default_concern),
     ("transactions", mongo_checks.transactions),
     ("indexes", mongo_checks.indexes),
+    ("durability", durability.verdict),
     ("round trip", service_checks.round_trip),
     ("workers", service_checks.workers),
     ("backlog", service_checks.backlog),

@@ -59,6 +59,7 @@ class Facts:
         nats_error: why NATS cannot be used, or empty.
         mongo_error: why the event store could not be opened, or empty.
         server: what NATS says of itself: version, max_payload, auth_required, tls_required.
+        jetstream: what JetStream says of itself: api_level.
         streams: of the namespace, with their consumers.
         later: the same a few seconds later, if something waited in a consumer.
         consumers: what the handlers of this bus need.
@@ -79,6 +80,7 @@ class Facts:
     nats_error: str
     mongo_error: str
     server: Mapping[str, Any] | Unknown
+    jetstream: Mapping[str, Any] | Unknown
     streams: list[StreamState] | Unknown
     later: list[StreamState] | Unknown
     consumers: list[ConsumerSpec]
@@ -112,6 +114,7 @@ def gather(bus: EventBus, *, monitoring_url: str | None, round_trip: bool) -> Fa
         nats_error=nats_error,
         mongo_error=mongo_error,
         server=server,
+        jetstream=_unless(streams, lambda: bus.broker.info(timeout=bus.settings.broker_timeout)),
         streams=streams,
         consumers=[
             spec for handler in bus.handlers.values() for spec in bus.topology.consumers(handler, None)
@@ -120,7 +123,7 @@ def gather(bus: EventBus, *, monitoring_url: str | None, round_trip: bool) -> Fa
         mongo=mongo,
         probe_write=_unless(mongo, lambda: _probe_write(bus)),
         aborted=_unless(mongo, lambda: _probe_abort(bus)),
-        monitoring=_monitoring(monitoring_url),
+        monitoring=monitoring_page(monitoring_url),
         workers=_unless(mongo, directory.workers),
         handlers=handlers,
         counts=_unless(mongo, lambda: deliveries.count(DeliveryQuery())),
@@ -130,7 +133,7 @@ def gather(bus: EventBus, *, monitoring_url: str | None, round_trip: bool) -> Fa
         now=utcnow(),
         threads=threads,
         preforkers=_preforkers(),
-        versions=_learn(_versions),
+        versions=learn(_versions),
         python=(sys.version_info.major, sys.version_info.minor),
     )
 
@@ -140,7 +143,7 @@ def gather(bus: EventBus, *, monitoring_url: str | None, round_trip: bool) -> Fa
 
 def _ask_nats(bus: EventBus) -> tuple[str, Mapping[str, Any] | Unknown, list[StreamState] | Unknown]:
     """Why it cannot be used, what it says of itself, and its streams."""
-    streams = _learn(lambda: _streams(bus))
+    streams = learn(lambda: streams_of(bus))
     status = bus.broker.status()
     error = streams.reason if isinstance(streams, Unknown) else ""
     if not status.server or not status.connected:
@@ -152,7 +155,8 @@ def _ask_nats(bus: EventBus) -> tuple[str, Mapping[str, Any] | Unknown, list[Str
     return error, status.server, streams
 
 
-def _streams(bus: EventBus) -> list[StreamState]:
+def streams_of(bus: EventBus) -> list[StreamState]:
+    """The streams of the bus's namespace, with their consumers."""
     return bus.broker.streams(f"{bus.settings.namespace}_", timeout=bus.settings.broker_timeout)
 
 
@@ -163,8 +167,8 @@ def _ask_mongo(bus: EventBus) -> tuple[str, Mapping[str, Any] | Unknown]:
     except StoreUnavailable as error:
         return str(error), Unknown("MongoDB cannot be reached", skipped=True)
     except EventDrivenError as error:
-        return str(error), _learn(bus.store.info)
-    return "", _learn(bus.store.info)
+        return str(error), learn(bus.store.info)
+    return "", learn(bus.store.info)
 
 
 def _look_later(
@@ -175,7 +179,7 @@ def _look_later(
         return streams
     if any(consumer.pending for stream in streams for consumer in stream.consumers):
         threading.Event().wait(max(began + SECOND_LOOK_AFTER - time.monotonic(), 0.0))
-        return _learn(lambda: _streams(bus))
+        return learn(lambda: streams_of(bus))
     return streams
 
 
@@ -226,10 +230,10 @@ def _make_trip(bus: EventBus, *, wanted: bool, needs: tuple[object, ...]) -> Rou
         return Unknown("not asked for", skipped=True)
     if any(isinstance(need, Unknown) for need in needs):
         return Unknown("a server cannot be used", skipped=True)
-    return _learn(lambda: ping(bus))
+    return learn(lambda: ping(bus))
 
 
-def _monitoring(url: str | None) -> Mapping[str, Any] | Unknown:
+def monitoring_page(url: str | None) -> Mapping[str, Any] | Unknown:
     """NATS's page /varz; not visible to a client."""
     if not url:
         return Unknown(
@@ -261,7 +265,8 @@ def _versions() -> dict[str, str]:
 # --- learning -------------------------------------------------------------------------------------------
 
 
-def _learn(ask: Callable[[], T]) -> T | Unknown:
+def learn(ask: Callable[[], T]) -> T | Unknown:
+    """The answer, or why there is none."""
     try:
         return ask()
     except EventDrivenError as error:
@@ -272,4 +277,4 @@ def _learn(ask: Callable[[], T]) -> T | Unknown:
 
 
 def _unless(obstacle: object, ask: Callable[[], T]) -> T | Unknown:
-    return obstacle if isinstance(obstacle, Unknown) else _learn(ask)
+    return obstacle if isinstance(obstacle, Unknown) else learn(ask)

@@ -96,12 +96,35 @@ def durable_write(facts: Facts) -> Check:
             f"a majority-committed, journaled write failed: {facts.probe_write.reason}",
             "see that a majority of the members runs and that the user may write (role readWrite)",
         )
+    concern = _fact(facts, "write_concern")
+    if not proved(concern):
+        return fail(
+            f"our writes carry the write concern {dict(concern)} instead of majority and journal",
+            "report it: whatever the URL says, this library asks for w: majority, j: true",
+        )
     if facts.probe_write > SLOW_WRITE:
         return warn(
             f"a majority-committed, journaled write took {facts.probe_write:.1f} s",
             "look at the disks and at the network between the members: every publish waits so long",
         )
-    return ok(f"{facts.probe_write * 1000:.1f} ms")
+    return ok(f"{facts.probe_write * 1000:.1f} ms, sent with w: majority and j: true")
+
+
+def proved(concern: Mapping[str, Any]) -> bool:
+    """Whether a write that carried this was on the disks of a majority when it was confirmed."""
+    return concern.get("w") == "majority" and concern.get("j") is True
+
+
+def default_concern(facts: Facts) -> Check:
+    """What the application's own writes get when they name none."""
+    concern = _fact(facts, "default_write_concern")
+    if concern != "majority":
+        return warn(
+            f"the default write concern is w: {concern}: our writes name their own, those of your handlers "
+            "outside of our sessions can be rolled back",
+            "db.adminCommand({setDefaultRWConcern: 1, defaultWriteConcern: {w: 'majority'}})",
+        )
+    return ok("w: majority")
 
 
 def transactions(facts: Facts) -> Check:
@@ -130,6 +153,11 @@ def indexes(facts: Facts) -> Check:
         return fail(
             "; ".join(wrong),
             "drop the index that differs; what is missing is created when a bus is opened",
+        )
+    if foreign := _fact(facts, "foreign_ttl"):
+        return fail(
+            f"{', '.join(foreign)} deletes documents by their age, dead letters among them",
+            "drop the index: what may be deleted has an index of ours",
         )
     return ok("all there")
 

@@ -15,6 +15,7 @@ from eventdriven_sync.errors import ConfigurationError
 
 SECURE_VERSION = (2, 12, 7)
 GOOD_VERSION = (2, 14)
+LEAST_API_LEVEL = 1
 BEST_VERSION = (2, 15, 1)
 HEADROOM = 16 * 1024
 FULL = 0.8
@@ -41,6 +42,18 @@ def server_version(facts: Facts) -> Check:
             "install nats-server 2.15.1 or newer",
         )
     return ok(f"nats-server {text}")
+
+
+def api_level(facts: Facts) -> Check:
+    """JetStream understands what we ask of it; every server of a cluster must."""
+    _server(facts)
+    level = int(known(facts.jetstream).get("api_level", 0))
+    if level < LEAST_API_LEVEL:
+        return fail(
+            f"JetStream has API level {level}, and {LEAST_API_LEVEL} is needed",
+            "install nats-server 2.15.1 or newer on every server of the cluster",
+        )
+    return ok(f"level {level}")
 
 
 def max_payload(facts: Facts) -> Check:
@@ -99,6 +112,18 @@ def durability(facts: Facts) -> Check:
 
 def replicas(facts: Facts) -> Check:
     """Two replicas are no better than one."""
+    apart = [
+        f"{consumer.name} ({own}, its stream {_replicas(stream)})"
+        for stream in _streams(facts)
+        for consumer in stream.consumers
+        # 0 is as many as its stream has.
+        if (own := _number(consumer.config.get("num_replicas"))) not in (0, _replicas(stream))
+    ]
+    if apart:
+        return warn(
+            f"consumers with other replicas than their stream: {', '.join(apart)}",
+            "delete the consumer: it is created anew with as many as its stream has",
+        )
     double = [stream.name for stream in _streams(facts) if _replicas(stream) == 2]
     if double:
         return warn(
@@ -138,6 +163,22 @@ def consumer_settings(facts: Facts) -> Check:
             "start a worker, or publish once: the first process that opens the bus creates them",
         )
     return ok(f"as they should be: {len(facts.consumers)}")
+
+
+def consumer_position(facts: Facts) -> Check:
+    """No consumer has delivered more than its stream still knows: it would be silent until that grew."""
+    ahead = [
+        f"{consumer.name} ({consumer.delivered:,} of {stream.last_sequence:,})"
+        for stream in _streams(facts)
+        for consumer in stream.consumers
+        if consumer.delivered > stream.last_sequence
+    ]
+    if ahead:
+        return fail(
+            f"ahead of a stream that lost messages: {', '.join(ahead)}",
+            "delete the consumer: it is created anew, and the reconciler brings what the stream lost",
+        )
+    return ok("none is ahead of its stream")
 
 
 def consumer_slots(facts: Facts) -> Check:
@@ -193,6 +234,8 @@ def _progress(before: ConsumerState, after: ConsumerState, *, served: bool) -> C
     if not after.pending or after.pending < before.pending:
         return None
     waits = f"{after.pending:,} messages wait in {after.name}"
+    if after.paused:
+        return warn(f"{waits}, which is paused", f"nats consumer resume {after.stream} {after.name}")
     if not served:
         return warn(f"{waits} and no worker runs its handler", "start a worker for it, or retire the handler")
     if after.waiting and not moved:

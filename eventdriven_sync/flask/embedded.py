@@ -43,7 +43,9 @@ class Embedded:
                 return
             self._stopped = threading.Event()
             # No daemon: the interpreter waits for it at its end, while threads may still be started.
-            self._thread = threading.Thread(target=self._run, name="eventdriven-embedded", daemon=False)
+            self._thread = threading.Thread(
+                target=self._run, args=(self._stopped,), name="eventdriven-embedded", daemon=False
+            )
             self._thread.start()
             self._pid = os.getpid()
 
@@ -55,18 +57,18 @@ class Embedded:
         if thread is not None and thread.is_alive():
             thread.join(timeout)
 
-    def _run(self) -> None:
+    def _run(self, stopped: threading.Event) -> None:
         """Start the worker, and stop it when the process is about to end."""
-        worker = self._started()
+        worker = self._started(stopped)
         if worker is None:
             return
         main = threading.main_thread()
-        while main.is_alive() and not self._stopped.is_set():
+        while main.is_alive() and not stopped.is_set():
             main.join(0.2)
         worker.stop(grace=GRACE)
 
-    def _started(self) -> Worker | None:
-        stopped, main = self._stopped, threading.main_thread()
+    def _started(self, stopped: threading.Event) -> Worker | None:
+        main = threading.main_thread()
 
         def ends(_: object) -> bool:
             return stopped.is_set() or not main.is_alive()

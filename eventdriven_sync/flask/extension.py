@@ -27,6 +27,8 @@ from eventdriven_sync.topology import Topology
 F = TypeVar("F", bound=Callable[..., Any])
 U = TypeVar("U", bound=Callable[[], object])
 
+FindUser = Callable[[], Callable[[], object] | None]
+
 NAME = "eventdriven"
 
 
@@ -74,9 +76,9 @@ class EventDriven:
         if bus is not None and bus.handler_context is not nullcontext:
             raise ConfigurationError("this bus belongs to another application: build one for each")
         check_names(app.config)
-        http_options(app.config)
-        state = app.extensions[NAME] = AppState(app, self.topology, bus)
-        state.requests.install(lambda: self._user)
+        http_options(app.config).make_redaction()
+        state = app.extensions[NAME] = AppState(app, self.topology, bus, lambda: self._user)
+        state.requests.install()
         app.cli.add_command(events_command())
 
     # --- the bus of an application --------------------------------------------------------------------
@@ -159,7 +161,7 @@ class EventDriven:
         """Decorator: this function says who makes the current request: text, a number, or None.
 
         It is called in the request's context, when its operation is stored. What it raises is logged, and
-        the operation has no user.
+        the operation has no user; a request with an ``Idempotency-Key`` fails with it.
         """
         self._user = function
         return function
@@ -187,8 +189,9 @@ class EventDriven:
 
         The same key and request get the first answer again (header ``Idempotency-Replayed: true``), without
         running the view; the same key with another request gets 422, while the first one still runs 409. An
-        answer from 500 on, and an exception, is not kept: the client may try again, and what the view
-        publishes then has the same ids. Keys belong to a view and a user (see ``user``).
+        answer of 429 or from 500 on, and an exception, is not kept: the client may try again, and what the
+        view publishes then has the same ids, if its requests are operations. Keys belong to a view and a
+        user (see ``user``).
 
         Args:
             required: answer 400 to requests without the header.
@@ -199,11 +202,15 @@ class EventDriven:
 class AppState:
     """What the extension keeps for one application: ``app.extensions["eventdriven"]``. Thread-safe."""
 
-    def __init__(self, app: flask.Flask, declared: _Declared, bus: EventBus | None) -> None:
+    def __init__(
+        self, app: flask.Flask, declared: _Declared, bus: EventBus | None, find_user: FindUser
+    ) -> None:
         self._app = app
         self._declared = declared
-        self._given = bus
+        self._find_user = find_user
         self._made: dict[str, EventBus] = {}
+        if bus is not None:
+            self._made["bus"] = self._joined(bus)
         self.requests = Requests(app, self)
         self.embedded = Embedded(self)
 
@@ -229,9 +236,17 @@ class AppState:
         # setdefault is atomic: of two threads that come first one builds in vain, and opens nothing.
         return found or self._made.setdefault("bus", self._make_bus())
 
+    def user_id(self) -> str | None:
+        """Who makes the current request, as the application says; what its function raises is raised."""
+        find = self._find_user()
+        found = find() if find else None
+        return None if found is None else str(found) or None
+
     def _make_bus(self) -> EventBus:
         check_names(self._app.config)
-        bus = self._given or EventBus(settings=bus_settings(self._app.config))
+        return self._joined(EventBus(settings=bus_settings(self._app.config)))
+
+    def _joined(self, bus: EventBus) -> EventBus:
         bus.handler_context = self._app.app_context
         self._declared.adopt(bus)
         return bus

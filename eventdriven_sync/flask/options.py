@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from eventdriven_sync.errors import InvalidOption, shorten
 from eventdriven_sync.redaction import Redaction
 
 VARIABLES = ("all", "path", "none")
+_METHOD = re.compile(r"[A-Z][A-Z_-]*")
 
 
 def _words(value: Any) -> Any:
@@ -24,6 +26,12 @@ def _words(value: Any) -> Any:
 def _check_words(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if not isinstance(value, frozenset) or not all(isinstance(word, str) for word in value):
         raise _refused(attribute.name, value, "give a list of names")
+
+
+def _check_methods(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    _check_words(instance, attribute, value)
+    if wrong := sorted(word for word in value if not _METHOD.fullmatch(word)):
+        raise _refused(attribute.name, wrong[0], 'give a list of methods such as ["POST", "PUT"]')
 
 
 def _check_flag(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -67,7 +75,7 @@ class HttpOptions:
     """
 
     http_methods: frozenset[str] = attrs.field(
-        default=frozenset({"POST", "PUT", "PATCH", "DELETE"}), converter=_upper, validator=_check_words
+        default=frozenset({"POST", "PUT", "PATCH", "DELETE"}), converter=_upper, validator=_check_methods
     )
     http_variables: str = attrs.field(default="all", validator=_check_variables)
     http_skip: frozenset[str] = attrs.field(default=frozenset(), converter=_words, validator=_check_words)
@@ -97,14 +105,14 @@ def bus_settings(config: Mapping[str, Any]) -> Settings:
     """The settings of a bus: the application's config before the environment, before the defaults.
 
     The config wins, or a test that names its database would write into that of a shell's environment. Under
-    ``TESTING`` both servers are in memory, unless the config names one.
+    ``TESTING`` a server that the config does not name is in memory.
 
     Raises:
         ConfigurationError: a value is outside its range.
     """
     given = _found(config, Settings)
-    if config.get("TESTING") and "nats" not in given and "mongo" not in given:
-        given |= {"nats": "memory://", "mongo": "memory://"}
+    if config.get("TESTING"):
+        given = {"nats": "memory://", "mongo": "memory://"} | given
     return attrs.evolve(Settings.from_env(), **given)
 
 

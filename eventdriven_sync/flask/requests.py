@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import flask
-from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
 
 from eventdriven_sync import context
 from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import EventDrivenError
 from eventdriven_sync.executor import failure_of
+from eventdriven_sync.flask import inputs
 from eventdriven_sync.flask.views import Mark, mark_of
 from eventdriven_sync.operations import OperationScope
 from eventdriven_sync.outcome import Failure
@@ -28,19 +29,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HEADER = "X-Operation-Id"
-# Larger bodies are not looked into: their view may never have read them.
-MAX_BODY = 64 * 1024
 MAX_SAID = 500
+MAX_USER = 200
 _SHORT_ANSWERS = ("application/json", "application/problem+json", "text/plain")
-_KEY = "eventdriven.request"
-
-FindUser = Callable[[], Callable[[], object] | None]
+# On the request: its environ may be handed on to another application.
+_ATTRIBUTE = "eventdriven_operation"
 
 
 class TrackedRequest(OperationScope):
     """The operation of one request."""
 
-    def __init__(self, state: AppState, mark: Mark, user: Callable[[], object] | None) -> None:
+    def __init__(self, state: AppState, mark: Mark) -> None:
         # The object itself: every look through Flask's proxy is paid for.
         self._request = request = flask.request._get_current_object()  # type: ignore[attr-defined]
         rule = request.url_rule
@@ -59,7 +58,6 @@ class TrackedRequest(OperationScope):
         )
         self._state = state
         self._mark = mark
-        self._find_user = user
         self.shown_id = self.id
         self.forgotten = False
         self._error: BaseException | None = None
@@ -67,23 +65,25 @@ class TrackedRequest(OperationScope):
         self._said = ""
         self._secrets: frozenset[str] = frozenset()
         self._streams = False
+        self._left = False
+        self._described = False
         self._concluded = False
 
     def note_error(self, error: BaseException) -> None:
-        """The view, or what stands before it, raised this."""
-        self._error = error
+        """The view, or what stands around it, raised this."""
+        if not isinstance(error, GeneratorExit):  # the reader of a stream has gone, which is no failure
+            self._error = error
 
     def note_answer(self, response: flask.Response) -> None:
         """The request is answered with this. A streamed answer is made within the operation, to its end."""
         self._status = response.status_code
-        if response.direct_passthrough:
-            return
         if not response.is_streamed:
-            failed = response.status_code >= 400 and response.mimetype in _SHORT_ANSWERS
-            self._said = response.get_data(as_text=True)[:MAX_SAID] if failed else ""
-        elif self._error is None:  # what an exception was turned into is an iterator as well
+            self._said = _said_by(response) if response.status_code >= 400 else ""
+        elif self._error is None and _has_body(self._request, response):
+            # Not what an exception was turned into, which is an iterator as well.
             self._streams = True
             response.response = _Stream(self, iter(response.response))
+        self._leave()
 
     def replay(self, operation_id: str) -> None:
         """The answer is that of an earlier operation, which is shown instead of this one."""
@@ -94,14 +94,14 @@ class TrackedRequest(OperationScope):
         if self._own is not None:
             self._own.idempotency_key = key
 
-    def who(self) -> str | None:
-        """The user as the application tells it."""
+    def _who(self) -> str | None:
+        """The user as the application tells it, as it is stored."""
         try:
-            found = self._find_user() if self._find_user else None
+            found = self._state.user_id()
         except Exception:  # the application's own function
             log.exception("The function given to EventDriven.user failed; the operation has no user")
             return None
-        return None if found is None or found == "" else str(found)[:200]
+        return self._state.redaction.text(found)[:MAX_USER] if found else None
 
     def within(self, call: Callable[[], T]) -> T:
         """Call a part of the request that runs after its end."""
@@ -112,20 +112,24 @@ class TrackedRequest(OperationScope):
         finally:
             context.origin.set(outer)
 
-    def leave(self) -> None:
+    def finish(self) -> None:
         """The request's context ends: what only it knows is noted, and unless it streams that was all."""
-        if self.forgotten:
-            self.forget()
-            return
-        everything = _everything(self._request, with_body=True)
-        self.describe(
-            variables=self._kept(everything), details={"status_code": self._status}, user=self.who()
-        )
-        if self._error is not None or self._status >= 400 or self._streams:
-            self._secrets = self._state.redaction.secrets(everything)
         self._leave()
-        if not self._streams:
+        if self.forgotten and not self._stored:
+            return
+        body = inputs.body_of(self._request)
+        kept = self._kept(inputs.together(self._request, body))
+        self.describe(variables=kept, details=self._answer(), user=self._who())
+        self._described = True
+        if self._error is not None or self._status >= 400 or self._streams:
+            self._secrets = self._state.redaction.secrets(inputs.places_of_secrets(self._request, body))
+        if self._error is not None or not self._streams:
             self.conclude()
+
+    def _answer(self) -> dict[str, Any]:
+        # What Flask could not even finish is answered by the server.
+        status = self._status or (500 if self._error else None)
+        return {"status_code": status} if status else {}
 
     def conclude(self) -> None:
         """It is over; that this cannot be stored does not take the answer back."""
@@ -142,13 +146,22 @@ class TrackedRequest(OperationScope):
                 error,
                 extra={"action": "operation_not_stored", "operation": self.id},
             )
+        # Its stack holds what holds this.
+        self._error = None
+
+    def _leave(self) -> None:
+        # Once: a stream ends in whatever context its reader is in by then.
+        if not self._left:
+            self._left = True
+            super()._leave()
 
     def _store_once(self) -> None:
-        if not self._stored:
+        if self._stored:
+            return
+        if not self._described:
             # The body is left alone: the view that publishes now may still want to read it.
-            everything = _everything(self._request, with_body=False)
-            self.describe(variables=self._kept(everything), user=self.who())
-            self.store()
+            self.describe(variables=self._kept(inputs.before_body(self._request)), user=self._who())
+        self.store()
 
     def _plain(self, values: dict[str, Any]) -> dict[str, Any]:
         """What is said of a request is JSON-safe already: ``Redaction.document`` saw to it."""
@@ -168,11 +181,13 @@ class TrackedRequest(OperationScope):
         error, status = self._error, self._status
         if status < 400 and (error is None or isinstance(error, HTTPException)):
             return None
-        if error is not None:
+        answered = error.response if isinstance(error, HTTPException) else None
+        if error is not None and answered is None:
             failure = failure_of(error, below="flask.app")
         else:
+            said = self._said if answered is None else _said_by(answered)
             failure = Failure(
-                error_type=f"HTTP {status}", message=self._said, traceback="", failed_at=utcnow(), attempt=1
+                error_type=f"HTTP {status}", message=said, traceback="", failed_at=utcnow(), attempt=1
             )
         hide = partial(self._state.redaction.text, secrets=self._secrets)
         return attrs.evolve(failure, message=hide(failure.message), traceback=hide(failure.traceback))
@@ -214,34 +229,36 @@ class Requests:
         self._app = app
         self._state = state
 
-    def install(self, user: FindUser) -> None:
-        """Hook into the application.
+    def install(self) -> None:
+        """Stand around the application's own functions, in whatever order they are registered.
 
-        Args:
-            user: gives the function that says who the user is, or None.
+        Functions of ``before_request`` and its like would not do: one that answers or fails keeps those
+        after it from being called. What an error handler turns into an answer is seen nowhere else.
         """
-        self._app.before_request(partial(self._begin, user))
-        self._app.after_request(_answered)
-        self._app.teardown_request(_end)
-        # What an error handler of the application turns into an answer is seen nowhere else.
-        handle: Callable[..., Any] = self._app.handle_user_exception
-        noting: Any = partial(_noting_error, handle)
-        self._app.handle_user_exception = noting  # type: ignore[method-assign]
+        app: Any = self._app
+        app.preprocess_request = partial(self._beginning, app.preprocess_request)
+        app.handle_user_exception = partial(_noting_error, app.handle_user_exception)
+        app.process_response = partial(_noting_answer, app.process_response)
+        app.do_teardown_request = partial(_ending, app.do_teardown_request)
 
-    def _begin(self, user: FindUser) -> None:
+    def _beginning(self, preprocess: Callable[..., Any], *arguments: Any) -> Any:
         if self._state.options.embedded:
             self._state.embedded.ensure()
-        mark = mark_of(self._app.view_functions.get(flask.request.endpoint or ""))
-        if not self._is_operation(mark):
-            return
-        tracked = TrackedRequest(self._state, mark, user())
-        tracked.begin()
-        flask.request.environ[_KEY] = tracked
+        view = self._app.view_functions.get(flask.request.endpoint or "")
+        mark = mark_of(view, flask.request.method)
+        if self._is_operation(mark):
+            tracked = TrackedRequest(self._state, mark)
+            tracked.begin()
+            setattr(flask.request, _ATTRIBUTE, tracked)
+        return preprocess(*arguments)
 
     def _is_operation(self, mark: Mark) -> bool:
         request, options = flask.request, self._state.options
-        if request.url_rule is None:  # a wrong URL or method: strangers must not fill the database
+        rule = request.url_rule
+        if rule is None:  # a wrong URL or method: strangers must not fill the database
             return False
+        if request.method == "OPTIONS" and getattr(rule, "provide_automatic_options", False):
+            return False  # Flask's answer, the view is not asked
         if mark.tracked is not None:
             return mark.tracked
         skipped = {request.endpoint, *request.blueprints} & options.http_skip
@@ -250,7 +267,7 @@ class Requests:
 
 def current() -> TrackedRequest | None:
     """The operation of the current request, or None."""
-    found = flask.request.environ.get(_KEY) if flask.has_request_context() else None
+    found = getattr(flask.request, _ATTRIBUTE, None) if flask.has_request_context() else None
     return found if isinstance(found, TrackedRequest) else None
 
 
@@ -260,46 +277,39 @@ def _noting_error(handle: Callable[..., Any], *arguments: Any) -> Any:
     return handle(*arguments)
 
 
-def _answered(response: flask.Response) -> flask.Response:
+def _noting_answer(process: Callable[..., Any], *arguments: Any) -> Any:
+    response = process(*arguments)
     if tracked := current():
         tracked.note_answer(response)
         response.headers[HEADER] = tracked.shown_id
     return response
 
 
-def _end(error: BaseException | None) -> None:
-    if tracked := current():
-        del flask.request.environ[_KEY]
-        if error is not None:
-            tracked.note_error(error)
-        tracked.leave()
-
-
-def _everything(request: flask.Request, *, with_body: bool) -> dict[str, Any]:
-    """What the request was called with; of equal names the path wins over the body, that over the query."""
-    body = _body(request) if with_body else {}
-    return {**_fields(request.args), **body, **(request.view_args or {})}
-
-
-def _body(request: flask.Request) -> dict[str, Any]:
-    """The fields of a form or JSON object. A body that the view did not parse is parsed if it is small."""
-    if "form" not in vars(request) and not 0 < (request.content_length or 0) <= MAX_BODY:
-        return {}
+def _ending(tear_down: Callable[..., None], *arguments: Any) -> None:
+    """Functions for the end of a request belong to its operation, which ends although they fail."""
+    tracked = current()
+    if tracked is None:
+        return tear_down(*arguments)
+    if arguments and isinstance(arguments[-1], BaseException):
+        tracked.note_error(arguments[-1])
     try:
-        if request.is_json:
-            found = request.get_json(silent=True)
-            return found if isinstance(found, dict) else {} if found is None else {"json": found}
-        files = {name: [_file(each) for each in request.files.getlist(name)] for name in request.files}
-        return _fields(request.form) | {
-            name: each[0] if len(each) == 1 else each for name, each in files.items()
-        }
-    except (HTTPException, OSError):  # too large, or the client has gone: the view's affair
-        return {}
+        tracked.within(lambda: tear_down(*arguments))
+    except BaseException as error:
+        tracked.note_error(error)
+        raise
+    finally:
+        delattr(flask.request, _ATTRIBUTE)
+        tracked.finish()
 
 
-def _fields(values: MultiDict[str, str]) -> dict[str, Any]:
-    return {name: each[0] if len(each) == 1 else each for name, each in values.lists()}
+def _has_body(request: flask.Request, response: flask.Response) -> bool:
+    return request.method != "HEAD" and response.status_code not in (204, 304)
 
 
-def _file(upload: FileStorage) -> str:
-    return f"file {upload.filename or 'without a name'}"
+def _said_by(response: object) -> str:
+    """What an answer says, if it is a short text for people or programs."""
+    if not isinstance(response, Response) or response.is_streamed or response.direct_passthrough:
+        return ""
+    if response.mimetype not in _SHORT_ANSWERS:
+        return ""
+    return response.get_data()[: 4 * MAX_SAID].decode(errors="replace")[:MAX_SAID]

@@ -33,10 +33,16 @@ class Mark:
 UNMARKED = Mark()
 
 
-def mark_of(view: Callable[..., Any] | None) -> Mark:
-    """The mark of a view function. Decorators made with ``functools.wraps`` pass it on."""
-    found = getattr(view, _MARK, UNMARKED)
-    return found if isinstance(found, Mark) else UNMARKED
+def mark_of(view: Callable[..., Any] | None, method: str) -> Mark:
+    """The mark of a view, or of the method of its class. ``functools.wraps`` passes it on."""
+    cls = getattr(view, "view_class", None)
+    # Flask's classes answer HEAD by the method for GET as well.
+    names = ("head", "get") if method == "HEAD" else (method.lower(),)
+    own = next((found for name in names if (found := getattr(cls, name, None))), None)
+    for each in (own, view):
+        if isinstance(found := getattr(each, _MARK, None), Mark):
+            return found
+    return UNMARKED
 
 
 def operation(name: str | None, variables: Sequence[str] | None) -> Callable[[F], F]:

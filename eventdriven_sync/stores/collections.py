@@ -231,6 +231,16 @@ def compare_indexes(database: Database[Any]) -> dict[str, dict[str, str | None]]
     return {name: _compare(collection(database, name), wanted) for name, wanted in INDEXES.items() if wanted}
 
 
+def foreign_ttl(database: Database[Any]) -> list[str]:
+    """Indexes on our collections that are not ours and delete documents by their age."""
+    return [
+        f"{name}.{index['name']}"
+        for name, wanted in INDEXES.items()
+        for index in collection(database, name).list_indexes()
+        if "expireAfterSeconds" in index and index["name"] not in {each.name for each in wanted}
+    ]
+
+
 def _compare(target: Collection[Document], wanted: tuple[Index, ...]) -> dict[str, str | None]:
     found = {index["name"]: dict(index) for index in target.list_indexes()}
     return {

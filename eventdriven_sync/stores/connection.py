@@ -181,7 +181,7 @@ class _SentWrites(monitoring.CommandListener):
     """Knows whether this thread handed a write to a socket: what decides between "not" and "unknown".
 
     Attributes:
-        here: per thread; ``here.any`` is set when a write is sent.
+        here: per thread; ``here.any`` is set when a write is sent, ``here.concern`` is what it asked for.
     """
 
     def __init__(self) -> None:
@@ -191,6 +191,7 @@ class _SentWrites(monitoring.CommandListener):
         """Note a write that is about to be sent."""
         if event.command_name in _WRITES:
             self.here.any = True
+            self.here.concern = event.command.get("writeConcern")
 
     def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
         """Not needed."""
@@ -264,6 +265,12 @@ class Connection:
             raise translated(error, action, timeout=seconds, event_ids=event_ids) from (
                 getattr(error, "cause", None) or error
             )
+
+    def concern_of(self, write: Callable[[], object]) -> Any:
+        """The write concern that this write carried when it was sent; None if it named none."""
+        self._sent.here.concern = None
+        write()
+        return self._sent.here.concern
 
     def share(
         self,

@@ -179,7 +179,11 @@ class MongoStore:
     def info(self) -> dict[str, Any]:
         """Facts about the server for the doctor: version, replica set, indexes, journaling, clock."""
         connection = self._link.now
-        return connection.call("while reading facts about the server", lambda: gather(connection.database))
+        probe = partial(connection.collections[LEASES].delete_one, {"_id": "nobody"})
+        return connection.call(
+            "while reading facts about the server",
+            lambda: gather(connection.database, write_concern=lambda: connection.concern_of(probe)),
+        )
 
     def close(self) -> None:
         """Disconnect for good."""

@@ -73,7 +73,7 @@ class MongoDeliveries(MongoLanes):
 
         return connection.call(action, write)
 
-    def next_due(self, handlers: Sequence[str]) -> float | None:
+    def next_due(self, handlers: Sequence[str], *, timeout: float | None = None) -> float | None:
         """Seconds until the next delivery is due (negative: overdue), None if there is none."""
         stages: list[Document] = [
             {"$match": {"handler": {"$in": list(handlers)}, "due_at": {"$exists": True}}},
@@ -84,7 +84,9 @@ class MongoDeliveries(MongoLanes):
         connection = self._link.now
         target = connection.collections[DELIVERIES]
         found = connection.call(
-            "while looking for what is due", lambda: list(target.aggregate(stages)) if handlers else []
+            "while looking for what is due",
+            lambda: list(target.aggregate(stages)) if handlers else [],
+            timeout=timeout,
         )
         return found[0]["wait"] / 1000 if found else None
 

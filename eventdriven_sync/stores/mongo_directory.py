@@ -61,10 +61,12 @@ class MongoDirectory:
             "while noting what was reconciled", lambda: target.update_one({"_id": name}, change)
         )
 
-    def now(self) -> datetime:
+    def now(self, *, timeout: float | None = None) -> datetime:
         """The server's clock."""
         connection = self._link.now
-        hello = connection.call("while reading the clock", lambda: connection.client.admin.command("hello"))
+        hello = connection.call(
+            "while reading the clock", lambda: connection.client.admin.command("hello"), timeout=timeout
+        )
         moment: datetime = hello["localTime"]
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -114,11 +116,13 @@ class MongoDirectory:
             "while sending a heartbeat", lambda: target.update_one({"_id": worker.id}, change, upsert=True)
         )
 
-    def workers(self) -> list[WorkerRecord]:
+    def workers(self, *, timeout: float | None = None) -> list[WorkerRecord]:
         """Workers heard of within the last minute."""
         target = self._link.now.collections[WORKERS]
         where = {"$expr": {"$gte": ["$seen_at", {"$subtract": ["$$NOW", _ALIVE_MS]}]}}
-        found = self._link.now.call("while reading workers", lambda: list(target.find(where)))
+        found = self._link.now.call(
+            "while reading workers", lambda: list(target.find(where)), timeout=timeout
+        )
         return sorted((_worker(document) for document in found), key=lambda worker: worker.id)
 
     def forget_worker(self, worker_id: str) -> None:

@@ -12,14 +12,18 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from eventdriven_sync.envelope import utcnow
-from eventdriven_sync.stores.collections import INDEXES, compare_indexes
+from eventdriven_sync.stores.collections import INDEXES, compare_indexes, foreign_ttl
 from eventdriven_sync.stores.mongo_errors import text_of
 
 Facts = dict[str, Any]
 
 
-def gather(database: Database[Any]) -> Facts:
-    """Everything the doctor asks. A fact this user may not read is None and named in ``unreadable``."""
+def gather(database: Database[Any], *, write_concern: Callable[[], Any]) -> Facts:
+    """Everything the doctor asks. A fact this user may not read is None and named in ``unreadable``.
+
+    Args:
+        write_concern: writes something of no consequence and tells the concern that this really carried.
+    """
     unreadable: dict[str, str] = {}
 
     def read(name: str, source: Callable[[], Any]) -> Any:
@@ -46,11 +50,14 @@ def gather(database: Database[Any]) -> Facts:
         "hosts": [*hello.get("hosts", ()), *hello.get("passives", ())],
         "arbiters": list(hello.get("arbiters", ())),
         "journaled_majority": (config or {}).get("writeConcernMajorityJournalDefault"),
+        "default_write_concern": read("default_write_concern", lambda: _default_concern(admin)),
+        "write_concern": read("write_concern", write_concern),
         "storage_engine": status.get("storageEngine", {}).get("name"),
         "server_time": _aware(hello["localTime"]),
         "clock_skew": _skew(_aware(hello["localTime"]), before, utcnow()),
         "oplog_hours": read("oplog_hours", lambda: _oplog_hours(database)),
         "indexes": read("indexes", lambda: compare_indexes(database)),
+        "foreign_ttl": read("indexes", lambda: foreign_ttl(database)),
         "collections": {name: read(f"size of {name}", partial(_size, database, name)) for name in INDEXES},
         "unreadable": unreadable,
     }
@@ -60,6 +67,10 @@ def _feature_version(admin: Database[Any]) -> str:
     answer = admin.command("getParameter", featureCompatibilityVersion=1)
     version: str = answer["featureCompatibilityVersion"]["version"]
     return version
+
+
+def _default_concern(admin: Database[Any]) -> Any:
+    return admin.command("getDefaultRWConcern").get("defaultWriteConcern", {}).get("w", 1)
 
 
 def _aware(moment: datetime) -> datetime:

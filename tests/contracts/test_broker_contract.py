@@ -126,6 +126,11 @@ def test_flushing_without_dispatches_is_done_at_once(wire: BrokerStage) -> None:
     assert wire.broker.flush(timeout=TIMEOUT)
 
 
+def test_facts_for_the_doctor_are_told_within_the_timeout(wire: BrokerStage) -> None:
+    info = wire.broker.info(timeout=TIMEOUT)
+    assert info == {"version": "memory"} or int(str(info["api_level"])) >= 1
+
+
 # --- delivering ---------------------------------------------------------------------------------------
 
 

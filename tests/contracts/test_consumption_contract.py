@@ -1,6 +1,6 @@
 """What every ``Consumption`` promises of messages in hand, on the memory broker and on NATS."""
 
-from tests.contracts.stages import BrokerStage
+from tests.contracts.stages import TIMEOUT, BrokerStage
 from tests.polling import eventually
 
 
@@ -124,6 +124,9 @@ def test_the_broker_owes_no_more_than_max_ack_pending(wire: BrokerStage) -> None
     wire.send(*[wire.message() for _ in range(6)])
     inbox.wait_for(3)
     assert wire.owed(spec) == (3, 3)
+    state = wire.broker.consumer_state(spec.stream.name, spec.name, timeout=TIMEOUT)
+    assert state is not None
+    assert (state.delivered, state.paused) == (3, False)
     inbox.consumption.finish(inbox.messages[:3])
     inbox.wait_for(6)
 

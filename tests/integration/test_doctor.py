@@ -1,7 +1,5 @@
 """The doctor on real servers: well ones, and ones that are wrong in the ways it must see."""
 
-import asyncio
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import nats
 import pymongo
 import pytest
 
@@ -24,6 +21,7 @@ from eventdriven_sync.doctor.ping import ping
 from eventdriven_sync.events import event
 from eventdriven_sync.records import HandlerRecord
 from eventdriven_sync.worker import Worker
+from tests.apps.jetstream import ask_jetstream
 
 # On a development machine: one member, and a server that is younger than a day.
 EXPECTED = {"MongoDB replica set", "MongoDB oplog"}
@@ -73,16 +71,6 @@ def levels(checks: list[Check], level: str) -> set[str]:
     return {check.name for check in checks if check.level == level}
 
 
-def jetstream(url: str, path: str, body: dict[str, Any]) -> None:
-    async def ask() -> None:
-        client = await nats.connect(url)
-        answer = json.loads((await client.request(f"$JS.API.{path}", json.dumps(body).encode())).data)
-        await client.close()
-        assert "error" not in answer, answer
-
-    asyncio.run(ask())
-
-
 def test_development_servers_are_well(well: EventBus, servers: DevServers) -> None:
     checks = diagnose(well, monitoring_url=servers.nats.monitor_url)
     assert levels(checks, "fail") == set()
@@ -91,6 +79,12 @@ def test_development_servers_are_well(well: EventBus, servers: DevServers) -> No
     assert "crash-safe" in found["NATS durability"].finding
     assert "published, handled and recorded in" in found["round trip"].finding
     assert "one committed" in found["transactions"].finding
+    assert found["JetStream API"].level == "ok"
+    assert "sent with w: majority and j: true" in found["durable write"].finding
+    assert found["durability"].finding == (
+        "accepted events: power-safe, 1 copy (MongoDB: replica set rs0, a write carried w: majority, j: true)"
+        "; messages: crash-safe (NATS: file storage, 1 replica, sync_interval 120 s)"
+    )
 
 
 def test_the_round_trip_leaves_only_its_events_and_their_stream(
@@ -137,7 +131,7 @@ def test_sync_always_is_seen_on_the_monitoring_page(tmp_path: Path, mongo_url: s
 def test_a_stream_with_other_settings_is_named(bus: EventBus, nats_url: str, namespace: str) -> None:
     name = f"{namespace}_DoctorPost"
     subjects = [f"{namespace}.DoctorPost", f"{namespace}.DoctorPost.>"]
-    jetstream(
+    ask_jetstream(
         nats_url,
         f"STREAM.CREATE.{name}",
         {"name": name, "subjects": subjects, "retention": "interest", "storage": "memory"},
@@ -156,7 +150,7 @@ def test_a_consumer_with_other_settings_is_named(bus: EventBus, nats_url: str, n
     bus.broker.delete_consumer(stream, name, timeout=5)
     config = {"durable_name": name, "name": name, "ack_policy": "explicit", "max_deliver": 3}
     config |= {"filter_subjects": list(specs[0].subjects), "ack_wait": 30 * 10**9, "max_ack_pending": 20_000}
-    jetstream(
+    ask_jetstream(
         nats_url,
         f"CONSUMER.CREATE.{stream}.{name}",
         {"stream_name": stream, "config": config, "action": "create"},
@@ -185,6 +179,47 @@ def test_a_missing_index_is_named(
     mongo_client[database_name].events.drop_index("operation")
     found = by_name(diagnose(bus, round_trip=False))["indexes"]
     assert (found.level, "events.operation" in found.finding) == ("fail", True), found
+
+
+def test_an_index_that_deletes_dead_letters_is_named(
+    bus: EventBus, mongo_client: pymongo.MongoClient[Any], database_name: str
+) -> None:
+    bus.open()
+    mongo_client[database_name].deliveries.create_index("created_at", expireAfterSeconds=60, name="tidy")
+    found = by_name(diagnose(bus, round_trip=False))["indexes"]
+    assert (found.level, "deliveries.tidy deletes documents" in found.finding) == ("fail", True), found
+
+
+def test_a_weaker_default_write_concern_is_named(own_servers: DevServers, namespace: str) -> None:
+    # Once a default was set, MongoDB takes no way back to its own.
+    with pymongo.MongoClient[Any](own_servers.mongo_url()) as client:
+        client.admin.command("setDefaultRWConcern", 1, defaultWriteConcern={"w": 1})
+    with opened(own_servers.nats_url, own_servers.mongo_url("app"), namespace) as bus:
+        checks = by_name(diagnose(bus, round_trip=False))
+    assert (checks["default write concern"].level, checks["durable write"].level) == ("warn", "ok")
+    assert "w: 1" in checks["default write concern"].finding
+
+
+def test_what_the_url_says_about_write_concern_does_not_weaken_ours(
+    nats_url: str, mongo_url: str, namespace: str
+) -> None:
+    weak = f"{mongo_url}{'&' if '?' in mongo_url else '?'}w=1&journal=false"
+    with opened(nats_url, weak, namespace) as bus:
+        checks = by_name(diagnose(bus, round_trip=False))
+    assert checks["durable write"].level == "ok"
+    assert "accepted events: power-safe" in checks["durability"].finding
+
+
+def test_a_paused_consumer_with_a_backlog_is_named(
+    well: EventBus, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventdriven_sync.doctor.facts.SECOND_LOOK_AFTER", 0.1)
+    until = {"pause_until": "2100-01-01T00:00:00Z"}
+    ask_jetstream(nats_url, f"CONSUMER.PAUSE.{namespace}_DoctorPost.Blog__index", until)
+    well.publish(Written(title="x"))
+    well.flush()
+    found = by_name(diagnose(well, round_trip=False))["consumer progress"]
+    assert (found.level, "Blog__index, which is paused" in found.finding) == ("warn", True), found
 
 
 def test_servers_that_are_gone_are_one_failure_each(own_servers: DevServers, namespace: str) -> None:

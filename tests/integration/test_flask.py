@@ -3,10 +3,12 @@
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import pytest
 
 from eventdriven_sync import EventBus
 from eventdriven_sync.devserver.ports import free_port
+from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.store import EventQuery
 from tests.apps.site import ROOT, Site, conserved
 from tests.polling import eventually
 
@@ -96,12 +100,17 @@ def gunicorn(*options: str) -> list[str]:
     return ["gunicorn", "--bind", "127.0.0.1:{port}", *options, "tests.apps.web:create_app()"]
 
 
-def post(connection: http.client.HTTPConnection, number: int, key: str = "") -> dict[str, Any]:
+def ask(connection: http.client.HTTPConnection, number: int, key: str = "") -> tuple[int, bytes, str]:
+    """Status, body and operation id of the answer."""
     connection.request("POST", f"/orders/{number}", headers={"Idempotency-Key": key} if key else {})
     answer = connection.getresponse()
-    body = answer.read()
-    assert answer.status == 201, (answer.status, body)
-    return {**json.loads(body), "header": answer.headers["X-Operation-Id"]}
+    return answer.status, answer.read(), answer.headers["X-Operation-Id"]
+
+
+def post(connection: http.client.HTTPConnection, number: int, key: str = "") -> dict[str, Any]:
+    status, body, header = ask(connection, number, key)
+    assert status == 201, (status, body)
+    return {**json.loads(body), "header": header}
 
 
 def post_all(server: WebServer, numbers: range, *, clients: int) -> list[dict[str, Any]]:
@@ -156,6 +165,12 @@ def flask_events(site: Site, *command: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def events_of(bus: EventBus) -> list[Envelope]:
+    """Every event there is."""
+    bus.open()
+    return bus.store.events.find(EventQuery())
 
 
 def operations_of(bus: EventBus) -> dict[str, str]:
@@ -213,3 +228,49 @@ def test_a_repeated_key_is_answered_once_by_several_processes(site: Site, serve:
     answers = [post(server.client(), 7, key="order-7") for _ in range(6)]
     assert len({(answer["operation"], answer["header"], answer["pid"]) for answer in answers}) == 1
     assert len(site.bus().operations.find(kind="http")) == 1
+
+
+def test_of_requests_with_the_same_key_at_once_one_runs(site: Site, serve: Any, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    held.write_text("view")
+    server = serve(*gunicorn("--workers", "2", "--threads", "4"), HOLD=str(held))
+    with ThreadPoolExecutor(max_workers=20) as pool:
+        waiting = [pool.submit(ask, server.client(), 7, "order-7") for _ in range(20)]
+        eventually(lambda: [each.done() for each in waiting].count(True) == 19, timeout=30)
+        held.unlink()
+        statuses = sorted(each.result(30)[0] for each in waiting)
+    assert statuses == [201] + [409] * 19
+    assert len(events_of(site.bus())) == 1
+
+
+def test_a_killed_request_publishes_the_same_event_when_it_is_repeated(
+    site: Site, serve: Any, tmp_path: Path
+) -> None:
+    held = tmp_path / "held"
+    held.write_text("view")
+    server = serve(*gunicorn("--workers", "1"), HOLD=str(held), IDEMPOTENCY_LEASE="1")
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        first = pool.submit(ask, server.client(), 7, "order-7")
+        [pid] = eventually(lambda: site.witness.counts("held", by="pid"), timeout=30)
+        os.kill(int(pid), signal.SIGKILL)
+        with pytest.raises(http.client.RemoteDisconnected):
+            first.result(30)
+    held.unlink()
+    eventually(lambda: ask(server.client(), 7, "order-7")[0] == 201, timeout=30)
+    assert len(events_of(site.bus())) == 1
+
+
+def test_an_event_whose_embedded_worker_ended_is_handled_by_another(
+    site: Site, serve: Any, tmp_path: Path
+) -> None:
+    held = tmp_path / "held"
+    held.write_text("handler")
+    first = serve(*gunicorn("--workers", "1"), EMBEDDED="yes", HOLD=str(held))
+    assert ask(first.client(), 7)[0] == 201
+    eventually(lambda: site.witness.counts("held"), timeout=30)
+    assert first.stop() == 0
+    assert site.witness.counts("billed") == {}
+    held.unlink()
+    serve(*gunicorn("--workers", "1"), EMBEDDED="yes")
+    eventually(lambda: site.witness.counts("billed") == {7: 1}, timeout=60)
+    conserved(site.bus(), timeout=60)

@@ -305,6 +305,17 @@ def test_a_command_that_cannot_be_executed_is_tried_again(supervise: Supervise, 
     assert process.wait(10) == 127
 
 
+def test_each_process_may_have_arguments_of_its_own(tmp_path: Path) -> None:
+    tell = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); sys.exit(2)"
+    code = run_processes(
+        lambda number: [str(tmp_path / f"process-{number}")],
+        processes=2,
+        command=(sys.executable, "-c", tell),
+    )
+    assert code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["process-1", "process-2"]
+
+
 def test_the_default_command_is_this_library() -> None:
     assert list(COMMAND) == [sys.executable, "-m", "eventdriven_sync"]
 

@@ -6,10 +6,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -205,7 +206,7 @@ HANDLER = {
             "name", "subjects", "messages", "size_bytes", "first_sequence", "last_sequence", "config",
             "consumers",
         }),
-        ("config show", 16, {"name", "value", "source", "variable"}),
+        ("config show", 17, {"name", "value", "source", "variable"}),
         ("completion bash", 1, {"shell", "script"}),
         ("dead retry {dead}", 1, {"matched", "retried", "dry_run"}),
         ("dead discard {dead} --reason old --yes", 1, {"matched", "discarded", "dry_run"}),
@@ -484,6 +485,17 @@ class Check:
     cure: str = ""
 
 
+def test_the_doctor_and_the_audit_say_what_events_survive(story: Story) -> None:
+    text = cli("doctor", "--no-round-trip")
+    (line,) = [each for each in text.stdout.splitlines() if each.startswith("Durability: ")]
+    assert line == "Durability: skipped: the event store is in memory, for tests"
+    found = {row["name"]: row for row in lines(cli("doctor", "--no-round-trip", "--json"))}
+    assert found["durability"]["finding"] == line.removeprefix("Durability: ")
+    said = "accepted events: unsafe (MongoDB: in memory, for tests); messages: unknown (NATS: "
+    assert f"Durability: {said}" in cli("audit").stderr
+    assert all(row["durability"].startswith(said) for row in lines(cli("audit", "--json")))
+
+
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("info", 0), ("warn", 0), ("fail", 1)])
 def test_the_doctor_fails_when_a_check_failed(
     level: str, code: int, run: MemoryRun, monkeypatch: pytest.MonkeyPatch
@@ -649,8 +661,8 @@ def test_several_processes_get_the_command_line_again(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def run_processes(argv: list[str], **options: Any) -> int:
-        seen.update(argv=argv, **options)
+    def run_processes(argv: Callable[[int], list[str]], **options: Any) -> int:
+        seen.update(argv=argv(1), second=argv(2), **options)
         return 7
 
     monkeypatch.setattr("eventdriven_sync.processes.run_processes", run_processes)
@@ -662,7 +674,23 @@ def test_several_processes_get_the_command_line_again(
     options = (
         "--threads 2 --grace 4.0 --log-level warning --group Blog --handler Comment.update_author --json"
     )
-    assert seen["argv"] == ["--app", APP, "worker", *options.split()]
+    assert seen["argv"] == seen["second"] == ["--app", APP, "worker", *options.split()]
+    assert cli("worker", "--processes", "2", "--health-port", "8080").exit_code == 7
+    assert seen["argv"][-4:] == ["--health-port", "8080", "--health-host", "127.0.0.1"]
+    assert seen["second"][-4:] == ["--health-port", "8081", "--health-host", "127.0.0.1"]
+    again = program.make_context("eventdriven", list(seen["second"]), obj=Session())
+    assert again.obj.app == APP
+
+
+def test_every_process_needs_a_port_for_its_health(run: MemoryRun) -> None:
+    result = cli("worker", "--processes", "3", "--health-port", "65534")
+    assert (result.exit_code, "leaves no ports for 3 processes" in result.stderr) == (2, True)
+
+
+def test_a_health_port_that_is_taken_is_a_wrong_setting(run: MemoryRun) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = cli("worker", "--health-port", str(taken.getsockname()[1]))
+    assert (result.exit_code, "choose another port" in result.stderr) == (2, True)
 
 
 WORKER_APP = """

@@ -26,6 +26,7 @@ RANGES = [
     ("reconcile_after", 0.1, 86400),
     ("reconcile_every", 0.05, 3600),
     ("poll_every", 0.01, 60),
+    ("stall_after", 0.1, 86400),
     ("version_grace", 0, 30 * 86400),
     ("stream_max_age", 60, 3650 * 86400),
 ]

@@ -101,7 +101,10 @@ MONGO: dict[str, Any] = {
     "storage_engine": "wiredTiger",
     "clock_skew": 0.0,
     "oplog_hours": 48.0,
+    "default_write_concern": "majority",
+    "write_concern": {"w": "majority", "j": True},
     "indexes": {"events": {}, "deliveries": {}},
+    "foreign_ttl": [],
     "unreadable": {},
 }
 HEALTHY = Facts(
@@ -113,6 +116,7 @@ HEALTHY = Facts(
     nats_error="",
     mongo_error="",
     server=SERVER,
+    jetstream={"api_level": 5},
     streams=[stream()],
     later=[stream()],
     consumers=[CONSUMER],
@@ -166,6 +170,8 @@ ILL: list[tuple[str, dict[str, Any], str, str]] = [
     ("NATS version", {"server": SERVER | {"version": "2.12.8"}}, "warn", "no longer maintained"),
     ("NATS version", {"server": SERVER | {"version": "2.15.0-beta.1"}}, "warn", "power loss"),
     ("NATS version", {"server": SERVER | {"version": "main"}}, "warn", "could not be checked"),
+    ("JetStream API", {"jetstream": {"api_level": 0}}, "fail", "level 0"),
+    ("JetStream API", {"jetstream": Unknown("permission denied")}, "warn", "permission denied"),
     ("NATS max_payload", {"server": SERVER | {"max_payload": 256 * 1024}}, "fail", "262,144"),
     (
         "NATS security",
@@ -202,6 +208,17 @@ ILL: list[tuple[str, dict[str, Any], str, str]] = [
     ("stream settings", {"streams": [stream(duplicate_window=10**9)]}, "fail", "duplicate_window is 1 s"),
     ("stream replicas", {"streams": [stream(num_replicas=2)]}, "warn", "blog_User have 2 replicas"),
     (
+        "stream replicas",
+        {
+            "streams": [
+                stream(consumer(config=consumer_config(CONSUMER) | {"num_replicas": 1}), num_replicas=3)
+            ]
+        },
+        "warn",
+        "Blog__rename (1, its stream 3)",
+    ),
+    ("consumer position", {"streams": [stream(consumer(delivered=4))]}, "fail", "Blog__rename (4 of 3)"),
+    (
         "consumer settings",
         {"streams": [stream(consumer(config=consumer_config(CONSUMER) | {"max_deliver": 5}))]},
         "fail",
@@ -223,6 +240,7 @@ ILL: list[tuple[str, dict[str, Any], str, str]] = [
     ("consumer slots", {"workers": [worker(threads=9000), worker(threads=9000)]}, "fail", "18000 threads"),
     ("consumer progress", both(stream(waits)) | {"workers": [lonely]}, "warn", "no worker runs"),
     ("consumer progress", both(stream(waits)), "fail", "nothing is delivered"),
+    ("consumer progress", both(stream(attrs.evolve(waits, paused=True))), "warn", "which is paused"),
     (
         "consumer progress",
         both(stream(waits), stream(attrs.evolve(waits, waiting=0))),
@@ -261,11 +279,24 @@ ILL: list[tuple[str, dict[str, Any], str, str]] = [
     ("MongoDB oplog", mongo(replica_set=None), "info", "no replica set"),
     ("durable write", {"probe_write": Unknown("not enough members")}, "fail", "not enough members"),
     ("durable write", {"probe_write": 2.5}, "warn", "2.5 s"),
+    ("durable write", mongo(write_concern={"w": "majority"}), "fail", "{'w': 'majority'} instead"),
+    ("durable write", mongo(write_concern={"w": 1, "j": True}), "fail", "instead of majority and journal"),
+    ("default write concern", mongo(default_write_concern=1), "warn", "w: 1"),
     ("transactions", {"aborted": Unknown("Transaction numbers are only allowed")}, "fail", "numbers"),
     ("transactions", {"aborted": False}, "fail", "left its write"),
     ("transactions", {"trip": RoundTrip(obstacle="no primary")}, "fail", "no primary"),
     ("indexes", mongo(indexes={"events": {"operation": None}}), "fail", "events.operation is missing"),
     ("indexes", mongo(indexes={"events": {"operation": "key is 1"}}), "fail", "events.operation key is 1"),
+    ("indexes", mongo(foreign_ttl=["deliveries.old"]), "fail", "deliveries.old deletes documents"),
+    ("durability", mongo(replica_set=None), "fail", "accepted events: unsafe, 1 copy (MongoDB: a standalone"),
+    ("durability", mongo(storage_engine="inMemory"), "fail", "unsafe, 3 copies (MongoDB: the storage engine"),
+    (
+        "durability",
+        mongo(write_concern={"w": 1}),
+        "fail",
+        "unsafe, 3 copies (MongoDB: replica set rs0, writes",
+    ),
+    ("durability", {"mongo": Unknown("MongoDB cannot be reached", skipped=True)}, "info", "skipped"),
     ("round trip", {"trip": RoundTrip(obstacle="event 1 was not handled")}, "fail", "not handled"),
     ("round trip", {"trip": RoundTrip(committed=True)}, "fail", "nothing was measured"),
     ("round trip", {"trip": Unknown("not asked for", skipped=True)}, "info", "not asked for"),
@@ -291,6 +322,34 @@ def test_a_fault_is_found(name: str, changes: dict[str, Any], level: str, said: 
     found = judged(name, **changes)
     assert (found.level, said in found.finding) == (level, True), found
     assert found.cure or level == "info"
+
+
+UNSEEN = {"monitoring": Unknown("no URL", skipped=True)}
+SLOWLY_SYNCED = {"monitoring": {"jetstream": {"config": {"sync_interval": 120 * 10**9}}}}
+ALL_OF_IT = (
+    "accepted events: power-safe, 3 copies (MongoDB: replica set rs0, a write carried w: majority, j: true); "
+    "messages: power-safe (NATS: file storage, 1 replica, sync_interval always)"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ALL_OF_IT),
+        (mongo(hosts=["a:1"]), "power-safe, 1 copy (MongoDB: replica set rs0, "),
+        (mongo(replica_set=None, sharded=True), "power-safe (MongoDB: a sharded cluster, "),
+        (mongo(write_concern=None), "unknown, 3 copies (MongoDB: replica set rs0, and no write"),
+        (SLOWLY_SYNCED, "crash-safe (NATS: file storage, 1 replica, sync_interval 120 s)"),
+        (UNSEEN, "unknown (NATS: file storage, 1 replica, sync_interval not seen"),
+        ({"streams": [stream(num_replicas=3)]}, "power-safe (NATS: file storage, 3 replicas, "),
+        ({"streams": [stream(storage="memory")]}, "unsafe (NATS: blog_User has storage memory)"),
+        ({"streams": [stream(persist_mode="async")]}, "unsafe (NATS: blog_User has persist_mode async)"),
+        ({"streams": Unknown("JetStream does not answer")}, "unknown (NATS: JetStream does not answer)"),
+    ],
+)
+def test_the_durability_class_is_one_line(changes: dict[str, Any], said: str) -> None:
+    found = judged("durability", **changes)
+    assert (found.level, said in found.finding, "\n" in found.finding) == ("ok", True, False), found
 
 
 def test_every_check_has_a_fault_that_it_finds() -> None:

@@ -18,33 +18,12 @@ from eventdriven_sync.cli.loading import load_bus
 from eventdriven_sync.errors import ConfigurationError, DuplicateHandler, InvalidOption, StoreUnavailable
 from eventdriven_sync.flask import EventDriven
 from eventdriven_sync.flask.commands import events_command
-from eventdriven_sync.records import Operation
 from eventdriven_sync.testing import memory
 from tests.polling import eventually
+from tests.unit.flask_site import Site
 from tests.unit.rig import Greeted, Renamed
 
 ADA = Renamed(name="Ada")
-
-
-class Site:
-    """An application under test, its client and its bus in memory."""
-
-    def __init__(self, **config: Any) -> None:
-        self.events = EventDriven()
-        self.app = flask.Flask("site")
-        self.app.config |= {"TESTING": True, "PROPAGATE_EXCEPTIONS": False, "SECRET_KEY": "x"} | config
-        self.events.init_app(self.app)
-        self.client = self.app.test_client()
-
-    @property
-    def bus(self) -> EventBus:
-        return self.events.bus_of(self.app)
-
-    @property
-    def operation(self) -> Operation:
-        """The only one there is."""
-        [found] = self.bus.operations.find()
-        return found
 
 
 @pytest.fixture
@@ -460,6 +439,15 @@ def test_testing_never_reaches_the_servers_of_the_environment(monkeypatch: pytes
     assert (site.bus.settings.nats, site.bus.settings.mongo) == ("memory://", "memory://")
 
 
+@pytest.mark.parametrize("named", ["nats", "mongo"])
+def test_a_test_that_names_one_server_reaches_no_other(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("EVENTDRIVEN_NATS", "nats://production:4222")
+    monkeypatch.setenv("EVENTDRIVEN_MONGO", "mongodb://production/blog")
+    own = {"nats": "nats://test:4222", "mongo": "mongodb://test/blog"}[named]
+    settings = Site(**{f"EVENTDRIVEN_{named.upper()}": own}).bus.settings
+    assert {settings.nats, settings.mongo} == {own, "memory://"}
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -470,6 +458,8 @@ def test_testing_never_reaches_the_servers_of_the_environment(monkeypatch: pytes
         ({"EVENTDRIVEN_HTTP_TIMEOUT": "2"}, "http_timeout is '2': give a number"),
         ({"EVENTDRIVEN_EMBEDDED": "yes"}, "give True or False"),
         ({"EVENTDRIVEN_REDACT": [7]}, "give a list of names"),
+        ({"EVENTDRIVEN_REDACT": ["!!"]}, "each with 1 to 8 words"),
+        ({"EVENTDRIVEN_HTTP_METHODS": "POST PUT"}, "'POST PUT': give a list of methods"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(config: dict[str, Any], words: str) -> None:
@@ -754,8 +744,8 @@ def test_several_worker_processes_are_started_by_the_same_program(
     site.events.group("Blog").handler(Renamed, name="greet")(lambda event: None)
     seen: dict[str, Any] = {}
 
-    def run_processes(argv: list[str], **options: Any) -> int:
-        seen.update(argv=argv, **options)
+    def run_processes(argv: Callable[[int], list[str]], **options: Any) -> int:
+        seen.update(argv=argv(1), **options)
         return 7
 
     monkeypatch.setattr("eventdriven_sync.processes.run_processes", run_processes)

@@ -300,7 +300,7 @@ def test_the_late_result_of_a_hung_handler_is_dropped(rig: Rig) -> None:
     eventually(lambda: rig.state(hung) == "retrying")
     gate.open()
     eventually(lambda: late)
-    eventually(lambda: pool._hung == 0)
+    eventually(lambda: not pool._hung)
     assert rig.state(hung) == "retrying"
     assert rig.hand.finished == [1]
 
@@ -358,7 +358,7 @@ def test_threads_that_come_back_are_not_counted_as_hung(rig: Rig) -> None:
         rig.offer(pool, lane, [Renamed(name=str(number))])
         eventually(lambda n=number: len(rig.hand.finished) == len(gates) == n + 1)  # type: ignore[misc]
         gates[-1].open()
-        eventually(lambda: pool._hung == 0)
+        eventually(lambda: not pool._hung)
     assert not asked.is_set()
 
 

@@ -107,7 +107,7 @@ class MemoryDeliveries:
                 for each in deliveries
             )
 
-    def next_due(self, handlers: Sequence[str]) -> float | None:
+    def next_due(self, handlers: Sequence[str], *, timeout: float | None = None) -> float | None:
         """Seconds until the next delivery is due (negative: overdue), None if there is none."""
         now = self._state.clock()
         with self._state.open() as tables:

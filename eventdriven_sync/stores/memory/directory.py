@@ -54,7 +54,7 @@ class MemoryDirectory:
                 reached = max(until, record.reconciled_until or until)
                 tables.handlers[name] = evolve(record, reconciled_until=reached)
 
-    def now(self) -> datetime:
+    def now(self, *, timeout: float | None = None) -> datetime:
         """The store's clock."""
         with self._state.open():
             return self._state.clock()
@@ -82,7 +82,7 @@ class MemoryDirectory:
         with self._state.open() as tables:
             tables.workers[worker.id] = evolve(worker, seen_at=now)
 
-    def workers(self) -> list[WorkerRecord]:
+    def workers(self, *, timeout: float | None = None) -> list[WorkerRecord]:
         """Workers heard of within the last minute, by id."""
         oldest = self._state.clock() - WORKER_SILENCE
         with self._state.open() as tables:

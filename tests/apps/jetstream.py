@@ -1,0 +1,24 @@
+"""Questions to JetStream beside the library: what an administrator does to streams and consumers."""
+
+import asyncio
+import json
+from typing import Any
+
+import nats
+
+
+def ask_jetstream(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer of ``$JS.API.<path>``; an error fails the test."""
+
+    async def ask() -> dict[str, Any]:
+        client = await nats.connect(url)
+        try:
+            answer: dict[str, Any] = json.loads(
+                (await client.request(f"$JS.API.{path}", json.dumps(body).encode())).data
+            )
+        finally:
+            await client.close()
+        assert "error" not in answer, answer
+        return answer
+
+    return asyncio.run(ask())
