@@ -53,6 +53,11 @@ def moment(name: str) -> datetime | None:
     return parameters.moment(name, f"{value}Z" if _has_no_offset(value) else value)
 
 
+def ago(span: str) -> datetime:
+    """So long before now: ``24h``."""
+    return parameters.moment("span", span)
+
+
 def _has_no_offset(value: str) -> bool:
     try:
         return datetime.fromisoformat(value).tzinfo is None

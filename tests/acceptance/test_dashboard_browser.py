@@ -38,7 +38,18 @@ MOST_BYTES = 300_000
 SHOWN = tuple(
     f"dashboard-{name}"
     for name in (
-        *("overview", "overview-dark", "operations", "events", "event", "streams", "workers", "audit"),
+        *(
+            "overview",
+            "overview-dark",
+            "operations",
+            "events",
+            "event",
+            "subjects",
+            "subject",
+            "streams",
+            "workers",
+            "audit",
+        ),
         *("chain-failed", "chain-retried", "chain-dark", "chain-narrow", "chain-folded", "chain-text"),
         *("waterfall", "dead-letters", "letters", "letters-narrow", "letter", "sign-in"),
     )
@@ -484,6 +495,8 @@ def pages_of(shop: Shop) -> dict[str, str]:
         "waterfall": f"/operations/{operation_id}?view=waterfall",
         "chain-text": f"/operations/{operation_id}?view=text",
         "events": "/events",
+        "subjects": "/subjects",
+        "subject": "/subjects/User.nameUpdated",
         "event": f"/events/{letter.event_id}",
         "dead-letters": "/dead",
         "letters": "/dead/letters?handler=Comment.update_author",
