@@ -3,4 +3,4 @@
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["flask.md", "celery.md"]).pytest()
+pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["dashboard.md", "flask.md", "celery.md"]).pytest()

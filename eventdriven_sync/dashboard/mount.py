@@ -160,11 +160,6 @@ def url(endpoint: str, **values: Any) -> str:
     return url_for(f"{visit().mount.name}.{endpoint}", **values)
 
 
-def has_view(endpoint: str) -> bool:
-    """Whether this dashboard has a view of this name."""
-    return f"{visit().mount.name}.{endpoint}" in current_app.view_functions
-
-
 def mounts() -> dict[str, Mount]:
     """The dashboards of the present application, by name."""
     found: dict[str, Mount] = current_app.extensions.setdefault(EXTENSION, {})

@@ -3,7 +3,7 @@ import { address, visit } from "./swap.js";
 
 const MOST = 2.5;
 const LEAST = 0.08;
-const READABLE = 0.62;
+const READABLE = 0.8;
 const views = new Map();
 
 export function prepareGraph() {
