@@ -30,10 +30,13 @@ LAYERS = {
         "monitoring replay archive"
     ),
     ADAPTERS: "brokers stores",
-    EXECUTION: "executor batching counting handlers middleware settling recovery reconciler pool lanes stats",
+    EXECUTION: (
+        "executor batching counting group_retries handlers middleware settling recovery reconciler pool "
+        "lanes stats"
+    ),
     MODEL: (
-        "_version broker codec config context envelope errors events figures fingerprint outcome payload "
-        "people records redaction retry sensitive shapes store telemetry upcasting"
+        "_version broker codec config context envelope errors events figures fingerprint jobs outcome "
+        "payload people queries records redaction retry sensitive shapes store telemetry upcasting"
     ),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
