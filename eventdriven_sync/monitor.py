@@ -17,7 +17,7 @@ from eventdriven_sync.figures import AuditEntry, AuditQuery, LetterGroup
 from eventdriven_sync.handlers import check_count
 from eventdriven_sync.monitoring import views
 from eventdriven_sync.monitoring.actions import Actions
-from eventdriven_sync.monitoring.jobs import RetryJobs
+from eventdriven_sync.monitoring.jobs import GroupRetryActions
 from eventdriven_sync.monitoring.records import EventDetail, HandlerRow, Overview, Page, StreamRow, page_of
 from eventdriven_sync.monitoring.subjects import SubjectRow, subject_rows
 from eventdriven_sync.monitoring.summary import ChainSummary, summarise
@@ -33,7 +33,7 @@ DEFAULT_SPAN = timedelta(days=1)
 MAX_SPAN = timedelta(days=31)
 
 
-class Monitor(Actions):
+class Monitor(Actions, GroupRetryActions):
     """Everything one can ask and do about a bus. Thread-safe.
 
     Lists come in pages of at most 200, newest first; ``page.after`` is the ``after`` of the next one. Times
@@ -282,11 +282,6 @@ class Monitor(Actions):
         return self._bus.dead_letters.get(delivery_id)
 
     # --- what people do -----------------------------------------------------------------------------
-
-    @property
-    def retry_jobs(self) -> RetryJobs:
-        """Retries of whole groups of dead letters."""
-        return RetryJobs(self._bus)
 
     def audit_log(
         self,

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 MAX_PAGE = 200
 
 
-class RetryJobs:
-    """Retries of whole groups of dead letters. ``monitor.retry_jobs`` makes one; thread-safe."""
+class GroupRetryActions:
+    """Retries of whole groups of dead letters. Thread-safe."""
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
 
-    def preview(
+    def preview_retry(
         self,
         handler: str,
         *,
@@ -43,7 +43,7 @@ class RetryJobs:
         )
         return self._store.deliveries.count(query).get("dead", 0)
 
-    def start(
+    def retry_group(
         self,
         handler: str,
         *,
@@ -69,7 +69,7 @@ class RetryJobs:
         """
         person = Person(name=by, reason=reason, ip=ip)
         check_number(canary, field="canary", low=0, high=MAX_CANARIES, whole=True)
-        total = self.preview(handler, fingerprint=fingerprint, since=since, until=until)
+        total = self.preview_retry(handler, fingerprint=fingerprint, since=since, until=until)
         if not total:
             raise NotFound(f"no dead letter of {shorten(handler)} matches: there is nothing to send back")
         self._check_alone(handler)
@@ -94,7 +94,7 @@ class RetryJobs:
             self._store.jobs.add(job)
         return job
 
-    def get(self, job_id: str) -> RetryJob:
+    def job(self, job_id: str) -> RetryJob:
         """The job, with what became of the letters it sent back.
 
         Raises:
@@ -106,7 +106,7 @@ class RetryJobs:
             raise NotFound(f"no group retry has the id {shorten(job_id)}", id=job_id)
         return attrs.evolve(found, progress=self._store.deliveries.count(DeliveryQuery(job=job_id)))
 
-    def find(self, *, over: bool | None = None, after: str | None = None, limit: int = 50) -> Page[RetryJob]:
+    def jobs(self, *, over: bool | None = None, after: str | None = None, limit: int = 50) -> Page[RetryJob]:
         """Jobs, newest first.
 
         Args:
@@ -128,21 +128,14 @@ class RetryJobs:
             InvalidTransition: it is over.
         """
         person = Person(name=by, reason=reason, ip=ip)
-        job = self.get(job_id)
+        job = self.job(job_id)
         before = {"state": job.state, "moved": job.moved}
         changes = {"state": "cancelled", "note": f"by {by}", "finished_at": self._store.directory.now()}
         if job.over:
-            self._refuse(job)
+            raise _over(job)
         with recorded(self._bus, "cancel_job", [job_id], person, before=before, after={"state": "cancelled"}):
             if not self._store.jobs.change(job_id, changes):
-                self._refuse(self.get(job_id))
-
-    def _refuse(self, job: RetryJob) -> None:
-        raise InvalidTransition(
-            f"job {job.id} is {job.state!r}: only one that is not over can be cancelled",
-            id=job.id,
-            state=job.state,
-        )
+                raise _over(self.job(job_id))
 
     def _check_alone(self, handler: str) -> None:
         for job in self._store.jobs.find(over=False, limit=MAX_PAGE):
@@ -158,3 +151,11 @@ class RetryJobs:
     def _store(self) -> Store:
         self._bus.open()
         return self._bus.store
+
+
+def _over(job: RetryJob) -> InvalidTransition:
+    return InvalidTransition(
+        f"job {job.id} is {job.state!r}: only one that is not over can be cancelled",
+        id=job.id,
+        state=job.state,
+    )

@@ -47,7 +47,7 @@ class Shop:
         return len(self.monitor.letters(limit=200).items)
 
     def start(self, **options: Any) -> RetryJob:
-        return self.monitor.retry_jobs.start(**self.group, by="ada", **options)
+        return self.monitor.retry_group(**self.group, by="ada", **options)
 
     def steps(self, count: int = 1) -> None:
         """What leading workers do; a new one each time. Handlers run in between."""
@@ -57,7 +57,7 @@ class Shop:
             self.run.clock.advance(1)
 
     def job(self, job: RetryJob) -> RetryJob:
-        return self.monitor.retry_jobs.get(job.id)
+        return self.monitor.job(job.id)
 
 
 @pytest.fixture
@@ -68,12 +68,12 @@ def shop() -> Iterator[Shop]:
 
 
 def test_a_preview_says_how_many(shop: Shop) -> None:
-    jobs = shop.monitor.retry_jobs
-    assert jobs.preview(**shop.group) == 10
-    assert jobs.preview("Blog.greet") == 10
-    assert jobs.preview("Blog.other") == 0
-    assert jobs.preview("Blog.greet", fingerprint="0") == 0
-    assert jobs.preview("Blog.greet", since=shop.run.clock()) == 0
+    monitor = shop.monitor
+    assert monitor.preview_retry(**shop.group) == 10
+    assert monitor.preview_retry("Blog.greet") == 10
+    assert monitor.preview_retry("Blog.other") == 0
+    assert monitor.preview_retry("Blog.greet", fingerprint="0") == 0
+    assert monitor.preview_retry("Blog.greet", since=shop.run.clock()) == 0
 
 
 def test_canaries_go_first_and_the_others_follow_when_they_have_succeeded(shop: Shop) -> None:
@@ -150,13 +150,13 @@ def test_it_is_cancelled_and_what_was_sent_back_goes_on(shop: Shop, monkeypatch:
     shop.broken.clear()
     job = shop.start(canary=0)
     shop.steps()
-    shop.monitor.retry_jobs.cancel(job.id, by="eve", reason="wrong group")
+    shop.monitor.cancel(job.id, by="eve", reason="wrong group")
     shop.steps(3)
     cancelled = shop.job(job)
     assert (cancelled.state, cancelled.note, cancelled.moved) == ("cancelled", "by eve", 3)
     assert (len(shop.seen), shop.dead) == (3, 7)
     with pytest.raises(InvalidTransition, match="'cancelled'"):
-        shop.monitor.retry_jobs.cancel(job.id, by="eve")
+        shop.monitor.cancel(job.id, by="eve")
     actions = [(entry.who, entry.action, entry.reason) for entry in shop.monitor.audit_log().items]
     assert ("eve", "cancel_job", "wrong group") in actions
     assert ("ada", "group_retry", "") in actions
@@ -200,12 +200,12 @@ def test_one_job_at_a_time_sends_back_letters_of_a_handler(shop: Shop) -> None:
     job = shop.start()
     with pytest.raises(InvalidTransition, match=f"job {job.id} already"):
         shop.start()
-    shop.monitor.retry_jobs.cancel(job.id, by="ada")
+    shop.monitor.cancel(job.id, by="ada")
     assert shop.start().id != job.id
-    page = shop.monitor.retry_jobs.find(limit=1)
+    page = shop.monitor.jobs(limit=1)
     assert page.after is not None
-    assert shop.monitor.retry_jobs.find(after=page.after).items[0].id == job.id
-    assert [each.id for each in shop.monitor.retry_jobs.find(over=True).items] == [job.id]
+    assert shop.monitor.jobs(after=page.after).items[0].id == job.id
+    assert [each.id for each in shop.monitor.jobs(over=True).items] == [job.id]
 
 
 def test_a_job_that_nobody_takes_up_is_seen_to_stall(shop: Shop) -> None:
@@ -213,32 +213,32 @@ def test_a_job_that_nobody_takes_up_is_seen_to_stall(shop: Shop) -> None:
     assert not job.stalled(shop.run.clock())
     shop.run.clock.advance(STALLED + 1)
     assert shop.job(job).stalled(shop.run.clock())
-    shop.monitor.retry_jobs.cancel(job.id, by="ada")
+    shop.monitor.cancel(job.id, by="ada")
     assert not shop.job(job).stalled(shop.run.clock())
 
 
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda jobs: jobs.start("Blog.other", by="ada"), NotFound, "nothing to send back"),
-        (lambda jobs: jobs.start("Blog.greet", by=""), InvalidOption, "by"),
-        (lambda jobs: jobs.start("Blog.greet", by="ada", canary=101), InvalidOption, "canary"),
-        (lambda jobs: jobs.start("Blog.greet", by="ada", canary=-1), InvalidOption, "canary"),
-        (lambda jobs: jobs.start("Blog.greet", by="ada", canary=True), InvalidOption, "canary"),
-        (lambda jobs: jobs.start({"$ne": 1}, by="ada"), InvalidOption, "handler"),
+        (lambda m: m.retry_group("Blog.other", by="ada"), NotFound, "nothing to send back"),
+        (lambda m: m.retry_group("Blog.greet", by=""), InvalidOption, "by"),
+        (lambda m: m.retry_group("Blog.greet", by="ada", canary=101), InvalidOption, "canary"),
+        (lambda m: m.retry_group("Blog.greet", by="ada", canary=-1), InvalidOption, "canary"),
+        (lambda m: m.retry_group("Blog.greet", by="ada", canary=True), InvalidOption, "canary"),
+        (lambda m: m.retry_group({"$ne": 1}, by="ada"), InvalidOption, "handler"),
         (
-            lambda jobs: jobs.start("Blog.greet", fingerprint={"$ne": 1}, by="ada"),
+            lambda m: m.retry_group("Blog.greet", fingerprint={"$ne": 1}, by="ada"),
             InvalidOption,
             "fingerprint",
         ),
-        (lambda jobs: jobs.get("nothing"), NotFound, "no group retry"),
-        (lambda jobs: jobs.get(7), InvalidOption, "job id"),
-        (lambda jobs: jobs.cancel("nothing", by="ada"), NotFound, "no group retry"),
-        (lambda jobs: jobs.find(limit=0), InvalidOption, "limit"),
-        (lambda jobs: jobs.find(over="yes"), InvalidOption, "over"),
-        (lambda jobs: jobs.find(after=7), InvalidOption, "after"),
+        (lambda m: m.job("nothing"), NotFound, "no group retry"),
+        (lambda m: m.job(7), InvalidOption, "job id"),
+        (lambda m: m.cancel("nothing", by="ada"), NotFound, "no group retry"),
+        (lambda m: m.jobs(limit=0), InvalidOption, "limit"),
+        (lambda m: m.jobs(over="yes"), InvalidOption, "over"),
+        (lambda m: m.jobs(after=7), InvalidOption, "after"),
     ],
 )
 def test_bad_input_is_refused_by_name(shop: Shop, call: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
-        call(shop.monitor.retry_jobs)
+        call(shop.monitor)
