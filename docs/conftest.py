@@ -3,4 +3,6 @@
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["dashboard.md", "flask.md", "celery.md"]).pytest()
+PAGES = ["dashboard.md", "flask.md", "celery.md"]
+
+pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=PAGES).pytest()
