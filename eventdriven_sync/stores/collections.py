@@ -194,7 +194,10 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
         Index(name="action_at", keys=(("action", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
         Index(name="touched_at", keys=(("ids", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
     ),
-    USERS: (),
+    USERS: (
+        # Those in a state by name; how many there are (covered).
+        Index(name="state_name_role", keys=(("state", ASCENDING), ("_id", ASCENDING), ("role", ASCENDING))),
+    ),
     SESSIONS: (
         # Ending all sessions of a user.
         Index(

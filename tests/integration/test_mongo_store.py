@@ -29,6 +29,7 @@ from eventdriven_sync.errors import (
 )
 from eventdriven_sync.figures import AuditEntry, AuditQuery, HourCount
 from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, RetryAt
+from eventdriven_sync.people import MAX_SESSIONS, Session, User, UserChange
 from eventdriven_sync.store import NEW, DeliveryQuery, EventQuery, OperationQuery
 from eventdriven_sync.stores import connection, mongo_events
 from eventdriven_sync.stores.mongo import MongoStore
@@ -163,6 +164,30 @@ def use_everything(store: MongoStore, given: Samples) -> None:
     store.idempotency.begin("abandoned", token="t", **request)
     store.idempotency.abandon("abandoned", token="t")
     figure_everything(store, given)
+    know_everybody(store, given)
+
+
+def know_everybody(store: MongoStore, given: Samples) -> None:
+    """Users, their sessions and their tries."""
+    people = store.people
+    ada = User(name="ada", password="x", role="admin", created_at=given.now)
+    assert [people.add_user(ada), people.add_user(ada)] == [True, False]
+    people.users()
+    people.users(state="active")
+    people.count_users()
+    people.count_users(role="admin", state="active")
+    people.change_user("ada", UserChange(role="viewer"))
+    people.signed_in("ada")
+    for number in range(MAX_SESSIONS + 1):
+        session = Session(id=f"s{number}", user="ada", role="viewer", started_at=given.now)
+        people.open_session(session, idle=60, lifetime=600)
+    people.prolong("s1", idle=60)
+    assert people.session("s1")
+    people.end_session("s1")
+    people.end_sessions("ada")
+    people.strike(["a", "b", "a"], window=60)
+    people.forgive("a", count=1)
+    people.forgive("b")
 
 
 def figure_everything(store: MongoStore, given: Samples) -> None:
