@@ -78,14 +78,20 @@ def build_chain(
     deliveries: Sequence[Delivery],
     handlers: Sequence[HandlerRecord],
     *,
+    only: Mapping[str, str] | None = None,
     truncated: bool = False,
 ) -> Chain:
-    """The tree. An event hangs below the delivery that published it, or below the operation."""
+    """The tree. An event hangs below the delivery that published it, or below the operation.
+
+    Args:
+        only: events that one handler alone is to get, with that handler.
+    """
     by_event: dict[str, dict[str, Delivery]] = defaultdict(dict)
     for delivery in deliveries:
         by_event[delivery.event_id][delivery.handler] = delivery
     for event in events:
-        add_expected(event, by_event[event.id], handlers)
+        chosen = (only or {}).get(event.id)
+        add_expected(event, by_event[event.id], [h for h in handlers if chosen in (None, h.name)])
     parents = _parents(events, by_event)
     nodes = _nodes(events, by_event, parents)
     known = {event.id: event for event in events}

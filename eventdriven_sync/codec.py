@@ -97,8 +97,17 @@ class Codec:
         """
         self._shape(event_type.cls)
 
-    def plain(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+    def plain(
+        self,
+        variables: Mapping[str, Any],
+        *,
+        field: str = "variables",
+        refusal: str = "operation cannot begin",
+    ) -> dict[str, Any]:
         """What an operation was called with, JSON-safe: undeclared, so dates, UUIDs and enums become text.
+
+        Args:
+            field: what it is, and ``refusal`` what it cannot be used for, in messages.
 
         Raises:
             PayloadNotSerializable: a value has no place in JSON; ``problems`` has its path.
@@ -107,13 +116,13 @@ class Codec:
         try:
             document: dict[str, Any] = LOOSE.encode(variables)
         except Exception as error:
-            problems = self._problems(LOOSE, variables, error, writing=True, path="variables")
-            raise _refusal(PayloadNotSerializable, "operation cannot begin", problems) from error
-        self._check_depth(document, "operation cannot begin: variables")
+            problems = self._problems(LOOSE, variables, error, writing=True, path=field)
+            raise _refusal(PayloadNotSerializable, refusal, problems) from error
+        self._check_depth(document, f"{refusal}: {field}")
         size = len(_dumps(document))
         if size > self._max_bytes:
             raise PayloadTooLarge(
-                f"operation cannot begin: variables has {size:,} bytes encoded, limit {self._max_bytes:,} "
+                f"{refusal}: {field} has {size:,} bytes encoded, limit {self._max_bytes:,} "
                 "(max_payload_bytes) - store the content elsewhere and name its place",
                 size=size,
                 limit=self._max_bytes,

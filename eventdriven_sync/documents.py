@@ -51,7 +51,7 @@ def iso(moment: datetime) -> str:
 def delivery_summary(delivery: Delivery) -> Document:
     """A delivery without stacks and without its event: what lists show."""
     found = document(delivery)
-    for key in ("event", "raw", "failures"):
+    for key in ("event", "raw", "original", "failures"):
         del found[key]
     last = delivery.failures[-1] if delivery.failures else None
     found["error_type"] = last.error_type if last else None

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from eventdriven_sync.store import check_query
+from eventdriven_sync.queries import check_query
 
 MAX_GROUPS = 1000
 MAX_IDS = 100

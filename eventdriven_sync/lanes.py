@@ -27,6 +27,7 @@ class Lane:
 
     Attributes:
         pace: seconds per event, smoothed; 0.0 until the first one ran.
+        paused: nothing is begun and nothing asked for.
     """
 
     def __init__(self, handler: Handler, *, slots: int) -> None:
@@ -38,19 +39,22 @@ class Lane:
         self.consumptions: list[Consumption] = []
         self.running = 0
         self.pace = 0.0
+        self.paused = False
         self.queued = False
         self.asked = self.window()
 
     @property
     def ready(self) -> bool:
         """Whether a thread could take something now."""
-        return bool(self.backlog or self.batches) and self.running < self.slots
+        return bool(self.backlog or self.batches) and self.running < self.slots and not self.paused
 
     def window(self) -> int:
         """How many messages to hold: what the slots can work off in half a second, at least two each.
 
         More would keep work from the other processes of the group, less would leave threads idle.
         """
+        if self.paused:
+            return 0
         if self.handler.batch:
             return min(max(4 * self.handler.batch.max_size, 4 * self.slots), 20_000)
         soon = int(self.slots * HELD_SECONDS / self.pace) if self.pace else 0
@@ -65,6 +69,14 @@ class Lane:
     def share(self) -> int:
         """How many deliveries claimed in the store to hold: a full batch, or two for each slot."""
         return self.handler.batch.max_size if self.handler.batch else 2 * self.slots
+
+    def clear(self) -> list[Attempt]:
+        """Take out everything that has not been begun."""
+        waiting = [*self.backlog, *(attempt for batch in self.batches for attempt in batch)]
+        waiting += self.collector.drain() if self.collector is not None else []
+        self.backlog.clear()
+        self.batches.clear()
+        return waiting
 
     def next_job(self, threads: int) -> Job:
         """A full batch if there is one, else a chunk of the backlog."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -12,19 +12,17 @@ from eventdriven_sync.chain import Chain, add_expected
 from eventdriven_sync.config import check_text
 from eventdriven_sync.counting import MINUTE, floor, subject_counts
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import InvalidOption, NotFound, shorten
+from eventdriven_sync.errors import InvalidOption, NotFound
 from eventdriven_sync.figures import AuditEntry, AuditQuery, LetterGroup
 from eventdriven_sync.handlers import check_count
 from eventdriven_sync.monitoring import views
-from eventdriven_sync.monitoring.actions import Actions, Person
+from eventdriven_sync.monitoring.actions import Actions
+from eventdriven_sync.monitoring.jobs import GroupRetryActions
 from eventdriven_sync.monitoring.records import EventDetail, HandlerRow, Overview, Page, StreamRow, page_of
 from eventdriven_sync.monitoring.subjects import SubjectRow, subject_rows
 from eventdriven_sync.monitoring.summary import ChainSummary, summarise
 from eventdriven_sync.records import Delivery, Operation, WorkerRecord
 from eventdriven_sync.store import MAX_TEXT, DeliveryQuery, EventQuery, OperationQuery, Store
-
-if TYPE_CHECKING:
-    from eventdriven_sync.bus import EventBus
 
 MAX_PAGE = 200
 MAX_MINUTES = 1440
@@ -35,7 +33,7 @@ DEFAULT_SPAN = timedelta(days=1)
 MAX_SPAN = timedelta(days=31)
 
 
-class Monitor:
+class Monitor(Actions, GroupRetryActions):
     """Everything one can ask and do about a bus. Thread-safe.
 
     Lists come in pages of at most 200, newest first; ``page.after`` is the ``after`` of the next one. Times
@@ -51,10 +49,6 @@ class Monitor:
         >>> monitor.overview().dead  # doctest: +SKIP
         3
     """
-
-    def __init__(self, bus: EventBus) -> None:
-        self._bus = bus
-        self._actions = Actions(bus)
 
     # --- how everything is --------------------------------------------------------------------------
 
@@ -173,12 +167,7 @@ class Monitor:
         Raises:
             NotFound: no event has this id.
         """
-        check_text(event_id, field="event id", most=MAX_TEXT)
-        envelope = self._store.events.get([event_id]).get(event_id)
-        if envelope is None:
-            raise NotFound(
-                f"no event has the id {shorten(event_id)}; `eventdriven events list` shows them", id=event_id
-            )
+        envelope = self._event(event_id)
         recorded = self._store.deliveries.find(DeliveryQuery(event_id=event_id, limit=MAX_PAGE))
         by_handler = {delivery.handler: delivery for delivery in recorded}
         add_expected(envelope, by_handler, self._store.directory.handlers())
@@ -293,28 +282,6 @@ class Monitor:
         return self._bus.dead_letters.get(delivery_id)
 
     # --- what people do -----------------------------------------------------------------------------
-
-    def retry(self, delivery_id: str, *, by: str, reason: str = "", ip: str = "") -> None:
-        """Run a dead delivery again with fresh attempts: only the handler that failed sees the event.
-
-        Args:
-            by: who wants it; stands in the audit log, as do ``reason`` and the client's address ``ip``.
-
-        Raises:
-            NotFound: no delivery has this id.
-            InvalidTransition: it is not dead.
-        """
-        self._actions.retry(delivery_id, Person(name=by, reason=reason, ip=ip))
-
-    def discard(self, delivery_id: str, *, by: str, reason: str, ip: str = "") -> None:
-        """Give up on a dead or retrying delivery; it stays on record as ``discarded``.
-
-        Raises:
-            NotFound: no delivery has this id.
-            InvalidTransition: it is neither dead nor retrying.
-            InvalidOption: the reason is empty.
-        """
-        self._actions.discard(delivery_id, Person(name=by, reason=reason, ip=ip))
 
     def audit_log(
         self,

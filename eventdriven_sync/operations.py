@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Among the details of an operation: the event of which one handler got a copy.
+RUN_AGAIN = "run_again"
 MAX_CHAIN = 20_000
 MAX_CHAIN_DELIVERIES = 100_000
 FIRST_PAUSE = 0.01
@@ -312,14 +314,35 @@ class Operations:
         # sees the events, and a chain never looks settled while an event of it is still to be handled.
         most = min(5 * limit, MAX_CHAIN_DELIVERIES)
         deliveries = store.deliveries.find(DeliveryQuery(operation_id=operation_id, limit=most, brief=brief))
-        events = store.events.find(EventQuery(operation_id=operation_id, oldest_first=True, limit=limit))
+        copied = self._copied(operation)
+        events = copied + store.events.find(
+            EventQuery(operation_id=operation_id, oldest_first=True, limit=limit)
+        )
         return build_chain(
             operation,
             events,
             deliveries,
             store.directory.handlers(),
+            only={event.id: operation.details["handler"] for event in copied},
             truncated=len(events) >= limit or len(deliveries) >= most,
         )
+
+    def _copied(self, operation: Operation) -> list[Envelope]:
+        """The copy of an event that one handler got in this operation: no collection of events has it."""
+        source = operation.details.get(RUN_AGAIN)
+        found = self._bus.store.events.get([source]) if operation.kind == "manual" and source else {}
+        return [
+            attrs.evolve(
+                event,
+                id=operation.id,
+                operation_id=operation.id,
+                published_at=operation.started_at,
+                parent_ids=(),
+                source="",
+                depth=0,
+            )
+            for event in found.values()
+        ]
 
     def wait(self, operation_id: str, *, timeout: float | None = None) -> Chain:
         """Wait until the whole chain is settled; see ``OperationScope.wait``."""

@@ -31,7 +31,8 @@ DeadReason = Literal[
     "timeout",
 ]
 
-# Every move a delivery may make; None stands for "no record yet". A property test refuses all others.
+# Every move a delivery may make; None stands for "no record yet". A property test refuses all others. What a
+# person discarded a person may bring back to where it was.
 MOVES: dict[str | None, frozenset[str]] = {
     None: frozenset({"pending", "running", "retrying", "succeeded", "dead", "discarded"}),
     "pending": frozenset({"running"}),
@@ -39,7 +40,7 @@ MOVES: dict[str | None, frozenset[str]] = {
     "retrying": frozenset({"running", "discarded"}),
     "dead": frozenset({"retrying", "discarded"}),
     "succeeded": frozenset(),
-    "discarded": frozenset(),
+    "discarded": frozenset({"retrying", "dead"}),
 }
 
 

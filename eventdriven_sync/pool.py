@@ -85,16 +85,48 @@ class Pool:
         self._watchdog.start()
 
     def offer(self, lane: Lane, attempts: Sequence[Attempt], *, first: bool = False) -> None:
-        """These have arrived. Returns at once; safe from any thread. Refused when the pool is stopping."""
+        """These have arrived. Returns at once; safe from any thread. Refused when the pool is stopping.
+
+        A paused lane keeps what was claimed in the store, and sends back to the broker what came from there.
+        """
         with self._changed:
-            refused = list(attempts) if self._stopping else []
+            taken: Sequence[Attempt] = [] if self._stopping else attempts
+            refused: Sequence[Attempt] = attempts if self._stopping else []
             self._unrun += refused
-            if first and not refused:
-                lane.backlog.extendleft(reversed(attempts))
-            elif not refused:
-                lane.backlog.extend(attempts)
-            self._enqueue(lane, len(attempts))
+            if lane.paused and not self._stopping:
+                taken = [attempt for attempt in attempts if attempt.delivery]
+                refused = [attempt for attempt in attempts if not attempt.delivery]
+            if first:
+                lane.backlog.extendleft(reversed(taken))
+            else:
+                lane.backlog.extend(taken)
+            self._enqueue(lane, len(taken))
         _send_back(refused)
+
+    def pause(self, lane: Lane) -> list[Attempt]:
+        """Begin nothing more of a lane; what it has not begun is returned, for the caller to give back.
+
+        What runs ends as usual, and what a thread has just taken may still be begun.
+        """
+        with self._changed:
+            lane.paused = True
+            waiting = lane.clear()
+            for job in self._jobs.values():
+                waiting += job.give_back() if job.lane is lane else []
+            if lane.queued:
+                self._ready.remove(lane)
+                lane.queued = False
+            lane.asked = lane.window()
+        _resize(lane)
+        return waiting
+
+    def resume(self, lane: Lane) -> None:
+        """Begin what comes for the lane again."""
+        with self._changed:
+            lane.paused = False
+            lane.asked = lane.window()
+            self._enqueue(lane, len(lane.backlog))
+        _resize(lane)
 
     def busy(self) -> list[str]:
         """The deliveries that run now."""
@@ -173,12 +205,7 @@ class Pool:
         return True
 
     def _clear_lanes(self) -> list[Attempt]:
-        waiting: list[Attempt] = []
-        for lane in self._lanes:
-            waiting += [*lane.backlog, *(attempt for batch in lane.batches for attempt in batch)]
-            waiting += lane.collector.drain() if lane.collector is not None else []
-            lane.backlog.clear()
-            lane.batches.clear()
+        waiting = [attempt for lane in self._lanes for attempt in lane.clear()]
         self._unrun += waiting
         return waiting
 
@@ -298,8 +325,7 @@ class Pool:
             changed = not lane.asked / 1.5 < window < lane.asked * 1.5
             lane.asked = window if changed else lane.asked
         if changed:
-            for consumption in lane.consumptions:
-                consumption.resize(window)
+            _resize(lane)
 
     def _finished(self, job: Job) -> bool:
         """Whether the thread goes on; False if it was replaced while its handler hung."""
@@ -360,6 +386,12 @@ class Pool:
             self._start_thread(taken=job)
         if len(self._hung) > max(2 * self._size, 8):
             self._on_surplus()
+
+
+def _resize(lane: Lane) -> None:
+    """Ask the broker for what the lane has room for."""
+    for consumption in lane.consumptions:
+        consumption.resize(lane.asked)
 
 
 def _send_back(attempts: Sequence[Attempt]) -> None:

@@ -83,6 +83,9 @@ class Delivery:
         reason: why it is dead or discarded.
         event: the event itself while the delivery is not settled, and when it is dead.
         raw: the message itself when it is no readable event.
+        original: the event as it was published, when a person had it run with another payload.
+        discarded_from: the state in which a person discarded it, to which that can be undone.
+        job: the group retry that sent it back last.
     """
 
     id: str
@@ -106,6 +109,9 @@ class Delivery:
     worker: str = ""
     event: Envelope | None = None
     raw: RawMessage | None = None
+    original: Envelope | None = None
+    discarded_from: str = ""
+    job: str = ""
 
     @property
     def group(self) -> str:
@@ -162,6 +168,15 @@ class Settlement:
 
 
 @attrs.frozen(kw_only=True)
+class Pause:
+    """A person stopped a handler: nothing of it is begun until it is resumed; events wait."""
+
+    at: datetime
+    by: str
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
 class HandlerRecord:
     """Who is subscribed to what: for reconciling, audit, doctor and the topology view.
 
@@ -172,6 +187,7 @@ class HandlerRecord:
         reconciled_until: everything published before has been compared with its deliveries.
         location: ``module:function`` and line, for the handler catalogue.
         policy: the retry policy in words.
+        paused: since when and why it does not run; None if it does.
     """
 
     name: str
@@ -184,6 +200,7 @@ class HandlerRecord:
     location: str = ""
     policy: str = ""
     options: Mapping[str, Any] = attrs.field(factory=dict)
+    paused: Pause | None = None
 
     @property
     def group(self) -> str:

@@ -143,7 +143,7 @@ class RecoveryLane:
         held = self._leases.by_handler()
         free = {name: lane.share - held[name] for name, lane in self._lanes.items()}
         # Only what is half empty is asked for: else a busy handler would have every claim cut to one.
-        handlers = [name for name, lane in self._lanes.items() if 2 * free[name] >= lane.share]
+        handlers = [n for n, lane in self._lanes.items() if 2 * free[n] >= lane.share and not lane.paused]
         room = min((free[name] for name in handlers), default=0)
         return handlers, min(room, self._capacity - held.total())
 

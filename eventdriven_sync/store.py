@@ -7,19 +7,19 @@ StorePermissionDenied. Repeating a write with the same ids and tokens is always 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from math import isfinite
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import attrs
-
-from eventdriven_sync.config import check_text
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import InvalidOption, shorten
+from eventdriven_sync.figures import AuditTrail, Figures
+from eventdriven_sync.jobs import Jobs
 from eventdriven_sync.people import People
+from eventdriven_sync.queries import MAX_TEXT as MAX_TEXT
+from eventdriven_sync.queries import DeliveryQuery as DeliveryQuery
+from eventdriven_sync.queries import EventQuery as EventQuery
+from eventdriven_sync.queries import OperationQuery as OperationQuery
 from eventdriven_sync.records import (
     Delivery,
     HandlerRecord,
@@ -30,142 +30,10 @@ from eventdriven_sync.records import (
     WorkerRecord,
 )
 
-if TYPE_CHECKING:
-    from eventdriven_sync.figures import AuditTrail, Figures
-
 T = TypeVar("T")
 
 NEW = datetime.max.replace(tzinfo=UTC)
 """As a handler's ``starts_at``: from the moment of its registration, by the server's clock."""
-
-MAX_TEXT = 1000
-MAX_PATH_DEPTH = 5
-MAX_PAYLOAD_FIELDS = 5
-
-_STEP = re.compile(r"[^$.\x00][^.\x00]{0,99}")
-
-
-def check_query(query: Any) -> None:
-    """InvalidOption unless text is text: a dict from a web form would be an expression to MongoDB."""
-    for field in attrs.fields(type(query)):
-        name, kind, value = field.name, str(field.type), getattr(query, field.name)
-        if value is None:
-            continue
-        if kind.startswith("datetime") and not (isinstance(value, datetime) and value.tzinfo):
-            raise InvalidOption(f"{name} is {shorten(value)}: give an aware datetime", field=name)
-        for part in value if kind.startswith("tuple") else [value] if kind.startswith("str") else ():
-            if part != "":
-                check_text(part, field=name, most=MAX_TEXT)
-
-
-def check_payload(payload: Mapping[str, Any]) -> None:
-    """InvalidOption unless these are fields of a payload, by dotted path, with scalars to be equal to."""
-    if not isinstance(payload, Mapping) or len(payload) > MAX_PAYLOAD_FIELDS:
-        raise InvalidOption(
-            f"payload is {shorten(payload)}: give up to {MAX_PAYLOAD_FIELDS} fields, such as "
-            '{"user.id": "42"}',
-            field="payload",
-            limit=MAX_PAYLOAD_FIELDS,
-        )
-    for path, value in payload.items():
-        steps = path.split(".") if isinstance(path, str) else []
-        if not 0 < len(steps) <= MAX_PATH_DEPTH or not all(_STEP.fullmatch(step) for step in steps):
-            raise InvalidOption(
-                f"payload field {shorten(path)} cannot be asked for: give names joined by dots, at most "
-                f"{MAX_PATH_DEPTH} of 1 to 100 characters, none of them beginning with $",
-                field="payload",
-                limit=MAX_PATH_DEPTH,
-            )
-        _check_scalar(path, value)
-
-
-def _check_scalar(path: str, value: Any) -> None:
-    if isinstance(value, str):
-        check_text(value or "-", field=f"payload field {path}", most=MAX_TEXT)
-        return
-    whole = isinstance(value, int) and (isinstance(value, bool) or -(2**63) <= value < 2**63)
-    if not whole and not (isinstance(value, float) and isfinite(value)):
-        raise InvalidOption(
-            f"payload field {path} is {shorten(value)}: give text, a number of 64 bits, true or false",
-            field="payload",
-        )
-
-
-@attrs.frozen(kw_only=True)
-class EventQuery:
-    """Which events; empty fields match everything. Newest first; ``after``: last id of the page before.
-
-    Attributes:
-        payload: fields of the payload by dotted path, with the scalars they must be equal to, or contain if
-            they are lists. No index serves them: only together with ``names`` and ``since``.
-    """
-
-    names: tuple[str, ...] = ()
-    operation_id: str | None = None
-    source: str | None = None
-    key: str | None = None
-    payload: Mapping[str, Any] = attrs.field(factory=dict)
-    since: datetime | None = None
-    until: datetime | None = None
-    after: str | None = None
-    oldest_first: bool = False
-    limit: int = 100
-
-    def __attrs_post_init__(self) -> None:
-        check_query(self)
-        check_payload(self.payload)
-        if self.payload and not (self.names and self.since):
-            raise InvalidOption(
-                "a payload field is looked for event by event: give the event's name and since as well",
-                field="payload",
-            )
-
-
-@attrs.frozen(kw_only=True)
-class DeliveryQuery:
-    """Which deliveries; empty fields match everything. Newest first by ``created_at``.
-
-    Attributes:
-        error: class name of the last error.
-        fingerprint: of the last error, see ``fingerprint``.
-        brief: find them without the stacks of their failures.
-    """
-
-    ids: tuple[str, ...] = ()
-    handler: str | None = None
-    group: str | None = None
-    states: tuple[str, ...] = ()
-    error: str | None = None
-    fingerprint: str | None = None
-    reason: str | None = None
-    event_id: str | None = None
-    event_name: str | None = None
-    operation_id: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    after: str | None = None
-    limit: int = 100
-    brief: bool = False
-
-    def __attrs_post_init__(self) -> None:
-        check_query(self)
-
-
-@attrs.frozen(kw_only=True)
-class OperationQuery:
-    """Which operations; empty fields match everything. Newest first; ``after``: last id of the last page."""
-
-    kind: str | None = None
-    name: str | None = None
-    user: str | None = None
-    status: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    after: str | None = None
-    limit: int = 100
-
-    def __attrs_post_init__(self) -> None:
-        check_query(self)
 
 
 class EventStore(Protocol):
@@ -274,15 +142,28 @@ class DeliveryStore(Protocol):
     def count(self, query: DeliveryQuery) -> dict[str, int]:
         """Number of deliveries by state (``limit`` and ``after`` are ignored)."""
 
-    def retry_dead(self, query: DeliveryQuery, *, by: str) -> int:
+    def retry_dead(self, query: DeliveryQuery, *, by: str, job: str = "") -> int:
         """Move dead deliveries matching the query to ``retrying``; how many.
 
-        Generation + 1, attempts and failed 0, due at once, history kept. ``limit`` and ``after`` of the query
-        are ignored. After an error some may have been moved; the same call moves the rest.
+        Generation + 1, attempts and failed 0, due at once, history kept; they remember ``job``. ``limit`` and
+        ``after`` of the query are ignored. After an error some may have been moved; the same call moves the
+        rest.
+        """
+
+    def retry_with(self, delivery_id: str, event: Envelope, *, by: str) -> bool:
+        """The same for one, with this event in place of its own, which stays as ``original``.
+
+        False if it is not dead, or has no readable event.
         """
 
     def discard(self, query: DeliveryQuery, *, reason: str, by: str) -> int:
         """Move dead or retrying deliveries to ``discarded``; how many. Ignores ``limit`` and ``after``."""
+
+    def undo_discard(self, delivery_id: str, *, by: str) -> bool:
+        """Bring one that ``discard`` moved back to the state it had; if it was retrying it is due at once.
+
+        False if it is not discarded, or by its handler.
+        """
 
 
 class Directory(Protocol):
@@ -300,6 +181,12 @@ class Directory(Protocol):
 
     def retire(self, name: str) -> bool:
         """Mark as retired: nothing more is owed to it. False if unknown."""
+
+    def pause(self, name: str, *, by: str, reason: str) -> bool:
+        """Mark as paused: running workers obey within seconds. False if unknown."""
+
+    def resume(self, name: str) -> bool:
+        """No longer paused. False if unknown."""
 
     def reconciled(self, name: str, until: datetime) -> None:
         """Advance the handler's watermark."""
@@ -397,6 +284,10 @@ class Store(Protocol):
     @property
     def trail(self) -> AuditTrail:
         """Who did what."""
+
+    @property
+    def jobs(self) -> Jobs:
+        """Group retries."""
 
     @property
     def people(self) -> People:

@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from queue import SimpleQueue
@@ -26,6 +27,7 @@ from eventdriven_sync.errors import (
     shorten,
 )
 from eventdriven_sync.executor import Attempt, Executor
+from eventdriven_sync.group_retries import GroupRetries
 from eventdriven_sync.handlers import Handler, check_count
 from eventdriven_sync.health import Health
 from eventdriven_sync.lanes import Lane
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 5.0
+# Between two looks at which handlers are paused.
+OBEYING = 2.0
 DEFAULT_GRACE = 25.0
 EXIT_HUNG = 70
 EXIT_HARD = 130
@@ -104,6 +108,7 @@ class Worker:
         self._bus.open()
         consumers = self._declare()
         self._pool.start()
+        self._obey()
         for handler, specs in consumers:
             self._consume(handler, specs)
         self._recovery.start()
@@ -227,7 +232,7 @@ class Worker:
             broker=self._bus.broker,
             settings=settings,
             holder=self.id,
-            chores=[Counting(store).round],
+            chores=[Counting(store).round, GroupRetries(store).round],
         )
         self._heart = threading.Thread(target=self._heartbeats, name="eventdriven-heartbeat", daemon=True)
         self._heartbeat = Pulse(self._heart, pause=HEARTBEAT)
@@ -283,12 +288,32 @@ class Worker:
             log.warning("Claimed deliveries are given back when their leases end: %s", error)
 
     def _heartbeats(self) -> None:
-        while not self._stopped.wait(HEARTBEAT):
+        beaten = time.monotonic()
+        while not self._stopped.wait(OBEYING):
             self._heartbeat.beat()
             try:
-                self._beat()
+                self._obey()
+                if time.monotonic() - beaten >= HEARTBEAT:
+                    beaten = time.monotonic()
+                    self._beat()
             except Exception:
                 log.exception("The worker's heartbeat met an unexpected error and goes on")
+
+    def _obey(self) -> None:
+        """Pause what a person paused since the last look, and resume the rest."""
+        try:
+            records = self._bus.store.directory.handlers()
+        except StoreError as error:
+            log.warning("Which handlers are paused could not be read: %s", error)
+            return
+        paused = {record.name for record in records if record.paused}
+        for name, lane in self._lanes.items():
+            if name in paused and not lane.paused:
+                self._give_back(self._pool.pause(lane))
+                log.info("Paused %s", name, extra={"action": "handler_paused", "handler": name})
+            elif name not in paused and lane.paused:
+                self._pool.resume(lane)
+                log.info("Resumed %s", name, extra={"action": "handler_resumed", "handler": name})
 
     def _beat(self) -> None:
         try:

@@ -31,11 +31,12 @@ LAYERS = {
     ),
     ADAPTERS: "brokers stores",
     EXECUTION: (
-        "executor batching counting handlers middleware settling recovery reconciler pool pulse lanes stats"
+        "executor batching counting group_retries handlers middleware settling recovery reconciler pool "
+        "pulse lanes stats"
     ),
     MODEL: (
-        "_version broker codec config context envelope errors events figures fingerprint outcome payload "
-        "people records redaction retry sensitive shapes store telemetry upcasting"
+        "_version broker codec config context envelope errors events figures fingerprint jobs outcome "
+        "payload people queries records redaction retry sensitive shapes store telemetry upcasting"
     ),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from flask import request
 
@@ -12,9 +13,14 @@ from eventdriven_sync.dashboard import parameters
 from eventdriven_sync.dashboard.mount import url, visit
 from eventdriven_sync.errors import InvalidOption, shorten
 
+W = TypeVar("W", bound=str)
+
 NOTICES = {
     "retried": "It runs again, with fresh attempts.",
     "discarded": "It is discarded; your reason is on record.",
+    "approved": "They may sign in now.",
+    "role": "The role is changed; they have to sign in anew.",
+    "disabled": "They may sign in no more; their sessions have ended.",
 }
 MAX_ID = 300
 MAX_IDS = 40
@@ -31,14 +37,16 @@ def text(name: str) -> str | None:
     return parameters.text(name, value) if value else None
 
 
-def one_of(name: str, words: Sequence[str]) -> str | None:
+def one_of(name: str, words: Sequence[W]) -> W | None:
     """One of these words; None if it is missing.
 
     Raises:
         InvalidOption: it is another one.
     """
     value = text(name)
-    return value and parameters.choice(*words)(name, value)
+    if value is not None:
+        parameters.choice(*words)(name, value)
+    return next((word for word in words if word == value), None)
 
 
 def moment(name: str) -> datetime | None:
@@ -51,6 +59,11 @@ def moment(name: str) -> datetime | None:
     if value is None:
         return None
     return parameters.moment(name, f"{value}Z" if _has_no_offset(value) else value)
+
+
+def ago(span: str) -> datetime:
+    """So long before now: ``24h``."""
+    return parameters.moment("span", span)
 
 
 def _has_no_offset(value: str) -> bool:

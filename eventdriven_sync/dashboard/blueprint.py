@@ -30,10 +30,15 @@ from eventdriven_sync.dashboard.routing import Routes
 from eventdriven_sync.dashboard.screening import AS_STORED
 from eventdriven_sync.dashboard.secrecy import check_key
 from eventdriven_sync.dashboard.signing import signing
+from eventdriven_sync.dashboard.subject_pages import subject_pages
+from eventdriven_sync.dashboard.user_pages import user_pages
 from eventdriven_sync.errors import ConfigurationError, InvalidOption, shorten
 from eventdriven_sync.redaction import Redaction
 
-ROUTES: Sequence[Routes] = (pages, chain_pages, letter_pages, streams, signing, api, health, files)
+ROUTES: Sequence[Routes] = (
+    *(pages, chain_pages, letter_pages, subject_pages, user_pages),
+    *(streams, signing, api, health, files),
+)
 
 # With insecure=True nothing is secret on this machine, and several processes must agree on the key.
 _NO_KEY = b"insecure"

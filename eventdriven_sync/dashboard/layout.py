@@ -14,7 +14,7 @@ HEIGHT = 46
 COLUMN = 272
 ROW = 62
 MARGIN = 16
-TITLE_UNITS = 23.0
+TITLE_UNITS = 21.5
 NOTE_UNITS = 31.0
 
 _NARROW = frozenset("ijltfrI.,:;|'`!()[]{}- ")

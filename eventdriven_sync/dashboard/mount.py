@@ -107,7 +107,7 @@ class Visit:
 
     def has_token(self, token: str) -> bool:
         """Whether it is this visit's CSRF token."""
-        return not self.fresh and same(token, signed(self.mount.key, "csrf", self.secret))
+        return same(token, signed(self.mount.key, "csrf", self.secret))
 
     def keep(self, response: Response) -> None:
         """Give the browser what it has to send from now on."""
@@ -158,11 +158,6 @@ def identity() -> Identity:
 def url(endpoint: str, **values: Any) -> str:
     """The URL of a view of this dashboard, by its function's name."""
     return url_for(f"{visit().mount.name}.{endpoint}", **values)
-
-
-def has_view(endpoint: str) -> bool:
-    """Whether this dashboard has a view of this name."""
-    return f"{visit().mount.name}.{endpoint}" in current_app.view_functions
 
 
 def mounts() -> dict[str, Mount]:

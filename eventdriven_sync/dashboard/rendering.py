@@ -5,13 +5,15 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from flask import request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from werkzeug.wrappers import Response
 
 from eventdriven_sync._version import __version__
+from eventdriven_sync.cli.words import command_line
 from eventdriven_sync.dashboard import asking, shown
 from eventdriven_sync.dashboard.assets import asset
-from eventdriven_sync.dashboard.mount import has_view, url, visit
+from eventdriven_sync.dashboard.mount import url, visit
 
 
 @cache
@@ -19,7 +21,7 @@ def environment() -> Environment:
     """The environment; not the application's, whose filters and escaping are its own affair.
 
     Templates have ``url(view, …)``, ``asset(file)``, ``csrf_token()``, ``identity()`` (None for a
-    stranger), ``signs_in()``, ``namespace()``, ``has_page(view)``, ``notice()``, ``version``, and what
+    stranger), ``signs_in()``, ``namespace()``, ``curl(view, …)``, ``notice()``, ``version``, and what
     ``shown`` has. An undefined name is an error.
     """
     found = Environment(
@@ -38,12 +40,18 @@ def environment() -> Environment:
         signs_in=lambda: visit().mount.signs_in,
         version=__version__,
         namespace=lambda: visit().mount.bus.settings.namespace,
-        has_page=has_view,
+        curl=curl,
         notice=asking.notice,
     )
     found.globals.update(shown.GLOBALS)
     found.filters.update(shown.FILTERS)
     return found
+
+
+def curl(endpoint: str, **values: Any) -> str:
+    """The command that asks the API; ``cookies.txt`` is the cookie jar of somebody who has signed in."""
+    address = f"{request.host_url.rstrip('/')}{url(endpoint, **values)}"
+    return command_line("curl", "--cookie", "cookies.txt", address)
 
 
 def render(template: str, *, status: int = 200, **values: Any) -> Response:

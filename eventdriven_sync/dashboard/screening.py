@@ -13,6 +13,7 @@ from eventdriven_sync.dashboard.access import Identity
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import NotFound, shorten
 from eventdriven_sync.figures import AuditEntry, LetterGroup
+from eventdriven_sync.jobs import RetryJob
 from eventdriven_sync.monitor import Monitor
 from eventdriven_sync.outcome import Failure
 from eventdriven_sync.records import Delivery, Operation, RawMessage
@@ -33,6 +34,8 @@ _QUESTIONS = frozenset(
         "event",
         "events",
         "handlers",
+        "job",
+        "jobs",
         "letter",
         "letter_groups",
         "letters",
@@ -76,7 +79,7 @@ class Screen:
 
     def reaches(self, value: object) -> bool:
         """Whether the reader's groups include the one that a record belongs to."""
-        if isinstance(value, (Delivery, LetterGroup)):
+        if isinstance(value, (Delivery, LetterGroup, RetryJob)):
             return self._reader.reaches(value.handler.partition(".")[0])
         return True
 
@@ -131,6 +134,7 @@ class Screen:
             reason=self._redaction.text(delivery.reason),
             event=self._any(delivery.event),
             raw=self._any(delivery.raw),
+            original=self._any(delivery.original),
         )
 
     def _raw(self, raw: RawMessage) -> RawMessage:
@@ -146,10 +150,17 @@ class Screen:
     def _entry(self, entry: AuditEntry) -> AuditEntry:
         return attrs.evolve(
             entry,
-            before=self._redaction.document(entry.before),
-            after=self._redaction.document(entry.after),
+            before=self._audited(entry.before),
+            after=self._audited(entry.after),
             reason=self._redaction.text(entry.reason),
         )
+
+    def _audited(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What an action found or left; of an edited retry the payload."""
+        shown = self._redaction.document(state)
+        if "payload" in shown and not self._reader.sees_payloads:
+            return shown | {"payload": NOT_SHOWN}
+        return shown
 
     def _chain(self, chain: Chain) -> Chain:
         """Deepest first, without recursion: a chain may be deeper than Python's stack."""
@@ -175,7 +186,7 @@ class Screen:
     def _in_chain(self, delivery: Delivery) -> Delivery:
         """A chain goes through all groups: of one that is not theirs a reader sees how it went, not why."""
         if not self.reaches(delivery):
-            delivery = attrs.evolve(delivery, failures=(), reason="", event=None, raw=None)
+            delivery = attrs.evolve(delivery, failures=(), reason="", event=None, raw=None, original=None)
         return self._delivery(delivery)
 
 

@@ -27,7 +27,7 @@ def check_key(value: object, *, field: str = "secret_key") -> bytes:
             field=field,
         )
     key = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-    if len(key) < MIN_KEY_BYTES or len(set(key)) < _MIN_DIFFERENT or _is_known(key):
+    if len(key) < MIN_KEY_BYTES or _is_guessable(key):
         raise ConfigurationError(
             f"{field} has {len(key)} bytes, {len(set(key))} different ones: the dashboard needs at least "
             f"{MIN_KEY_BYTES} random bytes; {_CURE}",
@@ -37,8 +37,8 @@ def check_key(value: object, *, field: str = "secret_key") -> bytes:
     return key
 
 
-def _is_known(key: bytes) -> bool:
-    """Whether it is made of words that examples use, however often repeated."""
+def _is_guessable(key: bytes) -> bool:
+    """Whether it has few different characters beside words that examples use."""
     rest = key.lower()
     for word in _KNOWN:
         rest = rest.replace(word.encode(), b"")

@@ -104,6 +104,7 @@ class ConsumerRow:
         oldest_at: when the oldest message was stored that can still come.
         lag: seconds since then; 0.0 if nothing waits.
         workers: how many live workers run the handler.
+        paused: whether a person stopped the handler.
     """
 
     name: str
@@ -115,6 +116,7 @@ class ConsumerRow:
     oldest_at: datetime | None
     lag: float
     workers: int
+    paused: bool = False
 
 
 @attrs.frozen(kw_only=True)

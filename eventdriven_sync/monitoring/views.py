@@ -68,6 +68,7 @@ def _consumer_row(state: ConsumerState, handler: HandlerRow | None, now: datetim
         oldest_at=state.oldest_at,
         lag=max(0.0, (now - state.oldest_at).total_seconds()) if state.oldest_at else 0.0,
         workers=len(handler.workers) if handler else 0,
+        paused=bool(handler and handler.record.paused),
     )
 
 
@@ -85,7 +86,7 @@ def overview(bus: EventBus, *, minutes: int) -> Overview:
     counts = store.deliveries.count(DeliveryQuery(states=("pending", "running", "retrying")))
     dead = store.deliveries.count(DeliveryQuery(states=("dead",)))
     oldest = _oldest(store.figures.oldest_open(), streams)
-    problems += _unattended(handlers, streams) + _late(oldest, now)
+    problems += _paused(handlers) + _unattended(handlers, streams) + _late(oldest, now)
     return Overview(
         at=now,
         minutes=tuple(_minutes(store, now, minutes)),
@@ -103,6 +104,15 @@ def overview(bus: EventBus, *, minutes: int) -> Overview:
 def _oldest(recorded: datetime | None, streams: Iterable[StreamRow]) -> datetime | None:
     owed = (consumer.oldest_at for stream in streams for consumer in stream.consumers if consumer.handler)
     return min(filter(None, (recorded, *owed)), default=None)
+
+
+def _paused(handlers: Sequence[HandlerRow]) -> list[str]:
+    paused = [(handler.name, handler.record.paused) for handler in handlers]
+    return [
+        f"{name} is paused by {pause.by} since {pause.at:%Y-%m-%d %H:%M} UTC: {pause.reason}"
+        for name, pause in paused
+        if pause
+    ]
 
 
 def _unattended(handlers: Sequence[HandlerRow], streams: Sequence[StreamRow]) -> list[str]:

@@ -32,6 +32,7 @@ LEASES = "leases"
 STATS = "stats"
 PUBLISHED = "published"
 HOURS = "hours"
+JOBS = "jobs"
 AUDIT = "audit"
 # An application may well have users and sessions of its own in this database.
 USERS = "dashboard_users"
@@ -152,6 +153,17 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
             ),
             partial={"state": "dead"},
         ),
+        # The progress of a group retry (covered), and lists of what it sent back.
+        Index(
+            name="job",
+            keys=(
+                ("job", ASCENDING),
+                ("state", ASCENDING),
+                ("created_at", DESCENDING),
+                ("_id", DESCENDING),
+            ),
+            partial={"job": {"$gte": ""}},
+        ),
         # The chain of an operation; with the state, so that waiting for a chain reads the index only.
         Index(name="operation_state", keys=(("operation_id", ASCENDING), ("state", ASCENDING))),
     ),
@@ -168,6 +180,13 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
     # Counts; ``_id`` is the begin in seconds since 1970. The index is for their end alone.
     PUBLISHED: (Index(name="minute", keys=(("minute", ASCENDING),), expire_after=STATS_KEPT),),
     HOURS: (Index(name="hour", keys=(("hour", ASCENDING),), expire_after=HOURS_KEPT),),
+    JOBS: (
+        # Lists and pages, and those that are not over.
+        Index(
+            name="over_created",
+            keys=(("over", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)),
+        ),
+    ),
     AUDIT: (
         # Lists and pages; of one person, of one action, of what was done to one record.
         Index(name="at", keys=(("at", DESCENDING), ("_id", DESCENDING))),
@@ -175,7 +194,10 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
         Index(name="action_at", keys=(("action", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
         Index(name="touched_at", keys=(("ids", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING))),
     ),
-    USERS: (),
+    USERS: (
+        # Those in a state by name; how many there are (covered).
+        Index(name="state_name_role", keys=(("state", ASCENDING), ("_id", ASCENDING), ("role", ASCENDING))),
+    ),
     SESSIONS: (
         # Ending all sessions of a user.
         Index(

@@ -30,6 +30,7 @@ from eventdriven_sync.stores.mongo_events import MongoEvents
 from eventdriven_sync.stores.mongo_figures import MongoFigures
 from eventdriven_sync.stores.mongo_idempotency import MongoIdempotency
 from eventdriven_sync.stores.mongo_info import gather
+from eventdriven_sync.stores.mongo_jobs import MongoJobs
 from eventdriven_sync.stores.mongo_people import MongoPeople
 from eventdriven_sync.stores.mongo_trail import MongoTrail
 
@@ -80,6 +81,7 @@ class MongoStore:
         self.directory = MongoDirectory(self._link)
         self.figures = MongoFigures(self._link)
         self.trail = MongoTrail(self._link)
+        self.jobs = MongoJobs(self._link)
         self.people = MongoPeople(self._link)
         self.idempotency = MongoIdempotency(self._link)
 

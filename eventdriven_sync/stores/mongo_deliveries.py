@@ -10,6 +10,7 @@ from typing import Any
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
+from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.records import Delivery
 from eventdriven_sync.store import DeliveryQuery
 from eventdriven_sync.stores.collections import DELIVERIES, Document
@@ -27,6 +28,17 @@ from eventdriven_sync.stores.mongo_lanes import (
 
 STATES = ("pending", "running", "retrying", "succeeded", "dead", "discarded")
 KEPT_ACTIONS = 20
+
+# A dead delivery that begins a new generation.
+_REVIVED: Document = {
+    "state": "retrying",
+    "generation": {"$add": ["$generation", 1]},
+    "attempts": 0,
+    "failed": 0,
+    "lost": 0,
+    "reason": "",
+    "due_at": "$$NOW",
+}
 
 # Up to so many pairs of handler and state MongoDB merges the index in order instead of sorting.
 _MERGED = 200
@@ -111,7 +123,7 @@ class MongoDeliveries(MongoLanes):
             if last is None:
                 return []
             beyond(where, "created_at", last, -1)
-        without = {"event": 0, "raw": 0} | ({"failures.traceback": 0} if query.brief else {})
+        without = {"event": 0, "raw": 0, "original": 0} | ({"failures.traceback": 0} if query.brief else {})
         pages = [
             target.find(part, without).sort([("created_at", -1), ("_id", -1)]).limit(query.limit)
             for part in _parts(where)
@@ -133,35 +145,64 @@ class MongoDeliveries(MongoLanes):
         ]
         return {group["_id"]: group["count"] for group in target.aggregate(stages)}
 
-    def retry_dead(self, query: DeliveryQuery, *, by: str) -> int:
+    def retry_dead(self, query: DeliveryQuery, *, by: str, job: str = "") -> int:
         """Move dead deliveries matching the query to ``retrying``. How many.
 
         ``limit`` and ``after`` are ignored. After an error some may have been moved; again moves the rest.
         """
-        fields: Document = {
-            "state": "retrying",
-            "generation": {"$add": ["$generation", 1]},
-            "attempts": 0,
-            "failed": 0,
-            "lost": 0,
-            "reason": "",
-            "due_at": "$$NOW",
-        }
-        change: list[Document] = [{"$set": fields | _action("retry", by)}, {"$unset": "settled_at"}]
+        mark = {"job": {"$literal": clean(job, 100)}} if job else {}
+        change: list[Document] = [{"$set": _REVIVED | mark | _action("retry", by)}, {"$unset": "settled_at"}]
         return self._move(query, ("dead",), change, "while retrying dead letters")
+
+    def retry_with(self, delivery_id: str, event: Envelope, *, by: str) -> bool:
+        """Move a dead delivery to ``retrying`` with another event; its own stays as ``original``."""
+        fields: Document = {
+            "original": {"$ifNull": ["$original", "$event"]},
+            "event": {"$literal": embedded(event)},
+        }
+        change: list[Document] = [
+            {"$set": _REVIVED | fields | _action("retry_edited", by)},
+            {"$unset": "settled_at"},
+        ]
+        where = {"_id": delivery_id, "state": "dead", "event": {"$exists": True}}
+        return self._change_one(where, change, "while retrying a dead letter")
 
     def discard(self, query: DeliveryQuery, *, reason: str, by: str) -> int:
         """Move dead or retrying deliveries matching the query to ``discarded``. How many."""
+        before = {
+            "state": "$state",
+            "reason": {"$ifNull": ["$reason", ""]},
+            "settled_at": "$settled_at",
+        }
         fields: Document = {
             "state": "discarded",
             "reason": {"$literal": clean(reason, 2000)},
             "settled_at": "$$NOW",
+            "before_discard": before,
+        }
+        change: list[Document] = [{"$set": fields | _action("discard", by)}, {"$unset": "due_at"}]
+        return self._move(query, ("dead", "retrying"), change, "while discarding deliveries")
+
+    def undo_discard(self, delivery_id: str, *, by: str) -> bool:
+        """Bring a delivery that a person discarded back to the state it had."""
+        waits = {"$eq": ["$before_discard.state", "retrying"]}
+        fields: Document = {
+            "state": "$before_discard.state",
+            "reason": "$before_discard.reason",
+            "settled_at": {"$ifNull": ["$before_discard.settled_at", "$$REMOVE"]},
+            "due_at": {"$cond": [waits, "$$NOW", "$$REMOVE"]},
         }
         change: list[Document] = [
-            {"$set": fields | _action("discard", by)},
-            {"$unset": ["due_at", "event", "raw"]},
+            {"$set": fields | _action("undo_discard", by)},
+            {"$unset": "before_discard"},
         ]
-        return self._move(query, ("dead", "retrying"), change, "while discarding deliveries")
+        where = {"_id": delivery_id, "state": "discarded", "before_discard": {"$exists": True}}
+        return self._change_one(where, change, "while undoing a discard")
+
+    def _change_one(self, where: Document, change: list[Document], action: str) -> bool:
+        """Change one delivery; whether it matched. A second try of a lost answer may say False."""
+        target = self._link.now.collections[DELIVERIES]
+        return self._link.now.call(action, lambda: target.update_one(where, change).matched_count == 1)
 
     def _move(
         self, query: DeliveryQuery, states: tuple[str, ...], change: list[Document], action: str
@@ -181,14 +222,21 @@ class MongoDeliveries(MongoLanes):
     def _filter(self, query: DeliveryQuery) -> Document:
         """The filter of a query, without its page, so that an index serves it."""
         where = _fields(query) | span("created_at", query.since, query.until)
+        where |= span("settled_at", None, query.died_before)
         if query.ids:
             where["_id"] = {"$in": list(query.ids)}
-        elif query.operation_id is None or query.event_id is not None or query.group is not None:
+        elif self._needs_handlers(query):
             where["handler"] = {"$in": self._handlers(query)}
+        if not query.ids and ("handler" in where or query.job is not None):
             where.setdefault("state", {"$in": list(STATES)})
         if query.event_id is not None and not query.ids:
             where["_id"] = {"$in": [f"{name}:{query.event_id}" for name in where["handler"]["$in"]]}
         return where
+
+    def _needs_handlers(self, query: DeliveryQuery) -> bool:
+        """Whether no other field leads to an index; a group and an event are found by their handlers."""
+        leads = query.operation_id is not None or query.job is not None
+        return not leads or query.event_id is not None or query.group is not None
 
     def _handlers(self, query: DeliveryQuery) -> list[str]:
         """The handlers in question; those that have deliveries are one index seek each."""
@@ -204,6 +252,7 @@ def _fields(query: DeliveryQuery) -> Document:
         "error_type": query.error,
         "fingerprint": query.fingerprint,
         "reason": query.reason,
+        "job": query.job,
         "event_name": query.event_name,
         "event_id": None if query.event_id is None else stored_id(query.event_id),
         "operation_id": None if query.operation_id is None else stored_id(query.operation_id),

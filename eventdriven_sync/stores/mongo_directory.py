@@ -9,10 +9,11 @@ from typing import Any
 from pymongo import ReplaceOne, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
-from eventdriven_sync.records import HandlerRecord, WorkerRecord
+from eventdriven_sync.records import HandlerRecord, Pause, WorkerRecord
 from eventdriven_sync.store import NEW
 from eventdriven_sync.stores.collections import HANDLERS, LEASES, STATS, WORKERS, Document
 from eventdriven_sync.stores.connection import Link
+from eventdriven_sync.stores.mongo_events import clean
 
 _ALIVE_MS = 60_000
 
@@ -51,6 +52,20 @@ class MongoDirectory:
         result = self._link.now.call(
             "while retiring a handler", lambda: target.update_one({"_id": name}, change)
         )
+        return result.matched_count == 1
+
+    def pause(self, name: str, *, by: str, reason: str) -> bool:
+        """Mark as paused. False if unknown."""
+        pause = _literal({"by": clean(by, 200), "reason": clean(reason, 2000)}) | {"at": "$$NOW"}
+        return self._set(name, {"paused": pause}, "while pausing a handler")
+
+    def resume(self, name: str) -> bool:
+        """No longer paused. False if unknown."""
+        return self._set(name, {"paused": None}, "while resuming a handler")
+
+    def _set(self, name: str, fields: Document, action: str) -> bool:
+        target = self._link.now.collections[HANDLERS]
+        result = self._link.now.call(action, lambda: target.update_one({"_id": name}, [{"$set": fields}]))
         return result.matched_count == 1
 
     def reconciled(self, name: str, until: datetime) -> None:
@@ -160,6 +175,7 @@ def _registration(record: HandlerRecord) -> list[Document]:
         "starts_at": starts_at,
         "registered_at": {"$literal": record.registered_at},
         "reconciled_until": {"$literal": record.reconciled_until},
+        "paused": None,
     }
     fields: Document = {
         "events": sorted(record.events),
@@ -185,6 +201,7 @@ def _handler(document: Document) -> HandlerRecord:
         location=document["location"],
         policy=document["policy"],
         options=document["options"],
+        paused=Pause(**document["paused"]) if document.get("paused") else None,
     )
 
 

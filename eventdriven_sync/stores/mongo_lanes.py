@@ -384,6 +384,9 @@ def delivery_of(document: Mapping[str, Any]) -> Delivery:
         worker=document.get("worker", ""),
         event=envelope(document["event"]) if "event" in document else None,
         raw=_raw_message(document["raw"]) if "raw" in document else None,
+        original=envelope(document["original"]) if "original" in document else None,
+        discarded_from=document.get("before_discard", {}).get("state", ""),
+        job=document.get("job", ""),
         **{name: document.get(name) for name in optional},
     )
 

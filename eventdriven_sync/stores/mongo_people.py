@@ -10,7 +10,7 @@ import attrs
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from eventdriven_sync.people import MAX_SESSIONS, Session, Strikes, User, UserChange, UserState
+from eventdriven_sync.people import MAX_SESSIONS, USER_STATES, Session, Strikes, User, UserChange, UserState
 from eventdriven_sync.stores.collections import SESSIONS, STRIKES, USERS, Document
 from eventdriven_sync.stores.connection import Link
 
@@ -58,7 +58,7 @@ class MongoPeople:
     def count_users(self, *, role: str | None = None, state: UserState | None = None) -> int:
         """How many users there are, of a role and in a state."""
         target = self._link.now.collections[USERS]
-        where = {name: value for name, value in (("role", role), ("state", state)) if value}
+        where: Document = {"state": state or {"$in": list(USER_STATES)}} | ({"role": role} if role else {})
         return self._link.now.call("while counting users", lambda: target.count_documents(where))
 
     def change_user(self, name: str, change: UserChange) -> User | None:

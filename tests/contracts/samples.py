@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from eventdriven_sync.envelope import Envelope, new_id
+from eventdriven_sync.jobs import RetryJob
 from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, Outcome, RetryAt
 from eventdriven_sync.records import (
     Delivery,
@@ -152,6 +153,22 @@ class Samples:
             operation_id=self.operation_id,
         )
         return attrs.evolve(reply, **changes)
+
+    def job(self, **changes: Any) -> RetryJob:
+        job = RetryJob(
+            id=new_id(),
+            handler=self.handler,
+            fingerprint="0a1b2c3d4e5f",
+            since=self.at(-60),
+            by="$ada",
+            reason="$$NOW",
+            canary=2,
+            state="canary",
+            total=7,
+            created_at=self.now,
+            advanced_at=self.now,
+        )
+        return attrs.evolve(job, **changes)
 
     def worker(self, **changes: Any) -> WorkerRecord:
         worker = WorkerRecord(

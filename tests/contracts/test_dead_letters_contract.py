@@ -231,3 +231,106 @@ def test_only_deliveries_of_the_query_are_discarded(deliveries: DeliveryStore, g
     query = DeliveryQuery(handler=given.handler, states=("dead",))
     assert deliveries.discard(query, reason="no", by="ada") == 1
     assert deliveries.states([dead, retrying]) == {dead: "discarded", retrying: "retrying"}
+
+
+# --- undoing a discard --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["dead", "retrying"])
+def test_a_discard_can_be_undone(deliveries: DeliveryStore, given: Samples, state: str) -> None:
+    delivery_id = reach(deliveries, given, state)
+    before = get(deliveries, delivery_id)
+    deliveries.discard(DeliveryQuery(ids=(delivery_id,)), reason="customer left", by="ada")
+    assert get(deliveries, delivery_id).discarded_from == state
+    assert deliveries.undo_discard(delivery_id, by="eve")
+    after = get(deliveries, delivery_id)
+    assert attrs.evolve(after, due_at=before.due_at) == before
+    assert not deliveries.undo_discard(delivery_id, by="eve")
+    claimed = deliveries.claim_due([given.handler], limit=5, lease=60, worker="w", token="t")
+    assert [each.id for each in claimed] == ([delivery_id] if state == "retrying" else [])
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_only_what_a_person_discarded_is_brought_back(
+    deliveries: DeliveryStore, given: Samples, state: str
+) -> None:
+    delivery_id = reach(deliveries, given, state)
+    before = get(deliveries, delivery_id)
+    assert not deliveries.undo_discard(delivery_id, by="ada")
+    assert get(deliveries, delivery_id) == before
+    assert not deliveries.undo_discard("Blog.never:seen", by="ada")
+
+
+# --- retrying with another payload --------------------------------------------------------------------
+
+
+def test_a_dead_letter_runs_with_another_payload_and_the_original_is_kept(
+    deliveries: DeliveryStore, given: Samples
+) -> None:
+    event = given.event(data={"user_id": "$wrong"})
+    delivery_id = reach(deliveries, given, "dead", event)
+    first = attrs.evolve(event, data={"user_id": "$$NOW"})
+    assert deliveries.retry_with(delivery_id, first, by="ada")
+    [claimed] = deliveries.claim_due([given.handler], limit=5, lease=60, worker="w", token="c")
+    assert (claimed.event, claimed.original, claimed.generation) == (first, event, 1)
+    dead = given.settlement(first, given.outcome("dead"), token="c", claimed=True)
+    assert deliveries.settle([dead]) == [True]
+    second = attrs.evolve(event, data={"user_id": "right"})
+    assert deliveries.retry_with(delivery_id, second, by="ada")
+    record = get(deliveries, delivery_id)
+    assert (record.state, record.event, record.original) == ("retrying", second, event)
+    [found] = deliveries.find(DeliveryQuery(ids=(delivery_id,)))
+    assert found.original is None
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state != "dead"])
+def test_nothing_else_runs_with_another_payload(
+    deliveries: DeliveryStore, given: Samples, state: str
+) -> None:
+    event = given.event()
+    delivery_id = reach(deliveries, given, state, event)
+    before = get(deliveries, delivery_id)
+    assert not deliveries.retry_with(delivery_id, attrs.evolve(event, data={}), by="ada")
+    assert get(deliveries, delivery_id) == before
+
+
+def test_what_is_no_event_has_no_payload_to_change(deliveries: DeliveryStore, given: Samples) -> None:
+    event = given.event()
+    dead = attrs.evolve(given.settlement(event, given.outcome("dead")), event=None, raw=given.raw())
+    deliveries.settle([dead])
+    assert not deliveries.retry_with(dead.delivery_id, event, by="ada")
+    assert get(deliveries, dead.delivery_id).state == "dead"
+
+
+# --- many at once -------------------------------------------------------------------------------------
+
+
+def test_what_a_job_sent_back_is_counted_by_state(deliveries: DeliveryStore, given: Samples) -> None:
+    ids = [reach(deliveries, given, "dead") for _ in range(3)]
+    reach(deliveries, given, "dead")
+    job = f"job-{given.tag}"
+    assert deliveries.retry_dead(DeliveryQuery(ids=tuple(ids)), by="ada", job=job) == 3
+    [claimed] = deliveries.claim_due([given.handler], limit=1, lease=60, worker="w", token="c")
+    assert claimed.job == job
+    deliveries.settle([given.settlement(given.event(id=claimed.event_id), Done(), token="c", claimed=True)])
+    counts = deliveries.count(DeliveryQuery(job=job))
+    assert {state: n for state, n in counts.items() if n} == {"retrying": 2, "succeeded": 1}
+    assert {each.id for each in deliveries.find(DeliveryQuery(job=job))} == set(ids)
+    assert not deliveries.count(DeliveryQuery(job="another"))
+
+
+def test_letters_that_died_before_a_moment_are_found(
+    stage: StoreStage, deliveries: DeliveryStore, given: Samples
+) -> None:
+    old = reach(deliveries, given, "dead")
+    stage.pass_time(0.1)
+    moment = stage.store.directory.now()
+    stage.pass_time(0.1)
+    fresh = given.settlement(given.event(), given.outcome("dead"), started_at=stage.store.directory.now())
+    deliveries.settle([fresh])
+    query = DeliveryQuery(states=("dead",), handler=given.handler, died_before=moment)
+    assert [each.id for each in deliveries.find(query)] == [old]
+    assert deliveries.retry_dead(query, by="ada") == 1
+    assert get(deliveries, fresh.delivery_id).state == "dead"
+    later = DeliveryQuery(handler=given.handler, died_before=stage.store.directory.now())
+    assert old not in [each.id for each in deliveries.find(later)]

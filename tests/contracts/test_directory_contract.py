@@ -176,3 +176,31 @@ def test_the_servers_clock_is_utc(directory: Directory) -> None:
 
 def _stats(directory: Directory, given: Samples, since: datetime) -> list[dict[str, Any]]:
     return [each for each in directory.stats(since=since) if each["_id"].startswith(given.tag)]
+
+
+def test_a_handler_is_paused_and_resumed(directory: Directory, given: Samples) -> None:
+    directory.register([given.handler_record()])
+    assert directory.pause(given.handler, by="$ada", reason="$$NOW mail is down")
+    [paused] = [each.paused for each in directory.handlers() if each.name == given.handler]
+    assert paused is not None
+    assert (paused.by, paused.reason) == ("$ada", "$$NOW mail is down")
+    assert near(paused.at, given.now)
+    [registered] = directory.register([given.handler_record(events=("Other.event",))])
+    assert registered.paused == paused
+    assert directory.resume(given.handler)
+    assert directory.resume(given.handler)
+    assert [each.paused for each in directory.handlers() if each.name == given.handler] == [None]
+
+
+def test_an_unknown_handler_is_not_paused(directory: Directory, given: Samples) -> None:
+    assert not directory.pause("Nobody.none", by="ada", reason="")
+    assert not directory.resume("Nobody.none")
+    assert "Nobody.none" not in [each.name for each in directory.handlers(retired=True)]
+
+
+def test_a_handler_that_begins_anew_is_not_paused(directory: Directory, given: Samples) -> None:
+    directory.register([given.handler_record()])
+    directory.pause(given.handler, by="ada", reason="")
+    directory.retire(given.handler)
+    [again] = directory.register([given.handler_record()])
+    assert again.paused is None

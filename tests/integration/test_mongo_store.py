@@ -29,6 +29,7 @@ from eventdriven_sync.errors import (
 )
 from eventdriven_sync.figures import AuditEntry, AuditQuery, HourCount
 from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, RetryAt
+from eventdriven_sync.people import MAX_SESSIONS, Session, User, UserChange
 from eventdriven_sync.store import NEW, DeliveryQuery, EventQuery, OperationQuery
 from eventdriven_sync.stores import connection, mongo_events
 from eventdriven_sync.stores.mongo import MongoStore
@@ -125,6 +126,11 @@ def use_everything(store: MongoStore, given: Samples) -> None:
         lambda session: store.database.business.insert_one({"_id": 1}, session=session), timeout=TIMEOUT
     )
     look_for_everything(store, given, events, operation.id)
+    letter = settled[4].delivery_id
+    deliveries.retry_with(letter, events[4], by="ada")
+    deliveries.discard(DeliveryQuery(ids=(letter,)), reason="old", by="ada")
+    deliveries.undo_discard(letter, by="ada")
+    deliveries.retry_dead(DeliveryQuery(fingerprint="0a", died_before=given.now), by="ada", job="j")
     deliveries.retry_dead(DeliveryQuery(error="SMTPServerDisconnected"), by="ada")
     deliveries.retry_dead(DeliveryQuery(ids=(settled[2].delivery_id,)), by="ada")
     deliveries.discard(DeliveryQuery(handler=given.handler), reason="old", by="ada")
@@ -132,6 +138,8 @@ def use_everything(store: MongoStore, given: Samples) -> None:
     directory.handlers()
     directory.handlers(retired=True)
     directory.reconciled(given.handler, given.now)
+    directory.pause(given.handler, by="ada", reason="")
+    directory.resume(given.handler)
     directory.retire(given.handler)
     directory.lead("reconciler", "one", ttl=5)
     directory.lead("reconciler", "two", ttl=5)
@@ -141,6 +149,12 @@ def use_everything(store: MongoStore, given: Samples) -> None:
     directory.forget_worker(given.worker().id)
     directory.write_stats([{"_id": "a", "minute": given.now, "failed": 1}])
     directory.stats(since=given.at(-60))
+    job = given.job()
+    store.jobs.add(job)
+    store.jobs.get(job.id)
+    store.jobs.change(job.id, {"moved": 1})
+    for over in (None, True, False):
+        store.jobs.find(over=over, after=job.id, limit=5)
     store.trail.record(AuditEntry(id=new_id(), who="ada", action="retry", ids=(events[0].id,)))
     request: dict[str, Any] = {"fingerprint": "f", "lease": 30, "keep": 60}
     for token in ("t", "other", "t"):
@@ -150,6 +164,30 @@ def use_everything(store: MongoStore, given: Samples) -> None:
     store.idempotency.begin("abandoned", token="t", **request)
     store.idempotency.abandon("abandoned", token="t")
     figure_everything(store, given)
+    know_everybody(store, given)
+
+
+def know_everybody(store: MongoStore, given: Samples) -> None:
+    """Users, their sessions and their tries."""
+    people = store.people
+    ada = User(name="ada", password="x", role="admin", created_at=given.now)
+    assert [people.add_user(ada), people.add_user(ada)] == [True, False]
+    people.users()
+    people.users(state="active")
+    people.count_users()
+    people.count_users(role="admin", state="active")
+    people.change_user("ada", UserChange(role="viewer"))
+    people.signed_in("ada")
+    for number in range(MAX_SESSIONS + 1):
+        session = Session(id=f"s{number}", user="ada", role="viewer", started_at=given.now)
+        people.open_session(session, idle=60, lifetime=600)
+    people.prolong("s1", idle=60)
+    assert people.session("s1")
+    people.end_session("s1")
+    people.end_sessions("ada")
+    people.strike(["a", "b", "a"], window=60)
+    people.forgive("a", count=1)
+    people.forgive("b")
 
 
 def figure_everything(store: MongoStore, given: Samples) -> None:
@@ -220,6 +258,8 @@ def look_for_everything(store: MongoStore, given: Samples, events: list[Envelope
         DeliveryQuery(operation_id=given.operation_id, event_id=key),
         DeliveryQuery(states=("dead",), handler=given.handler, fingerprint="0a1b", after=delivery_id),
         DeliveryQuery(states=("dead",), fingerprint="0a1b", brief=True),
+        DeliveryQuery(states=("dead",), handler=given.handler, died_before=until),
+        DeliveryQuery(job="j"),
     ):
         store.deliveries.find(wanted)
         store.deliveries.count(wanted)

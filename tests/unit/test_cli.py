@@ -182,12 +182,12 @@ OPERATION = {
 SUMMARY = {
     "id", "handler", "event_id", "event_name", "operation_id", "state", "attempts", "failed", "generation",
     "lost", "reason", "created_at", "started_at", "settled_at", "duration_ms", "due_at", "worker",
-    "error_type", "error", "fingerprint",
+    "discarded_from", "job", "error_type", "error", "fingerprint",
 }  # fmt: skip
 LAST_ERROR = {"error_type", "error", "fingerprint"}
 HANDLER = {
     "name", "events", "starts_at", "registered_at", "seen_at", "retired_at", "reconciled_until", "location",
-    "policy", "options", "state", "backlog", "deliveries",
+    "policy", "options", "paused", "state", "backlog", "deliveries",
 }  # fmt: skip
 
 
@@ -200,7 +200,7 @@ HANDLER = {
         ("operations show {operation}", 1, OPERATION),
         ("chain {operation}", 1, {"operation", "settled", "succeeded", "truncated", "events"}),
         ("dead list", 1, SUMMARY),
-        ("dead show {dead}", 1, SUMMARY - LAST_ERROR | {"failures", "event", "raw"}),
+        ("dead show {dead}", 1, SUMMARY - LAST_ERROR | {"failures", "event", "raw", "original"}),
         ("handlers list", 2, HANDLER),
         ("streams", 1, {
             "name", "subjects", "messages", "size_bytes", "first_sequence", "last_sequence", "config",

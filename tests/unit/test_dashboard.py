@@ -30,10 +30,16 @@ def insecure() -> FlaskClient:
     return site(insecure=True).test_client()
 
 
+GOOD = "0123456789abcdefghijklmnopqrstuvwxyz"
+KNOWN = "changeme-secret-password-default-dev"
+
+
 # --- mounting -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [None, "", "dev", "changeme" * 8, "a" * 64, "short", 5, b"x" * 31])
+@pytest.mark.parametrize(
+    "key", [None, "", "dev", "changeme" * 8, "a" * 64, "short", 5, b"x" * 31, GOOD[:31], KNOWN]
+)
 def test_without_a_good_secret_key_it_is_not_mounted(key: Any) -> None:
     app = Flask("site")
     app.config["SECRET_KEY"] = key
@@ -102,9 +108,10 @@ def test_whom_the_application_knows_gets_in(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("answer", ["ada", True, 1, {"name": "ada"}])
-def test_only_an_identity_is_an_identity(answer: Any) -> None:
+def test_only_an_identity_is_an_identity(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     client = site(authorize=lambda request: answer).test_client()
     assert client.get("/events/").status_code == 500
+    assert "it must return an Identity" in caplog.text
 
 
 def test_a_role_that_does_not_exist_is_nobody() -> None:
@@ -183,14 +190,18 @@ def test_every_response_has_the_headers(client: FlaskClient, path: str) -> None:
 
 
 def test_nothing_opens_it_to_other_sites() -> None:
-    app = site(authorize=by_header)
+    """Whether an extension of the application was there before or came later."""
 
-    @app.after_request
     def open_everything(response: Any) -> Any:
         response.headers["Access-Control-Allow-Origin"] = "*"
         response.headers["Content-Security-Policy"] = "default-src *"
         return response
 
+    app = Flask("site")
+    app.config["SECRET_KEY"] = KEY
+    app.after_request(open_everything)
+    app.register_blueprint(dashboard(new_bus(), authorize=by_header), url_prefix="/events")
+    app.after_request(open_everything)
     answer = app.test_client().get("/events/", headers={"X-Role": "viewer"})
     assert "Access-Control-Allow-Origin" not in answer.headers
     assert answer.headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]

@@ -356,8 +356,8 @@ def test_every_method_of_the_monitor_is_a_question_or_an_action() -> None:
     """One that nobody thought of is refused to who is bound to groups; whoever adds a question says so."""
     from eventdriven_sync.dashboard.screening import _ON_DELIVERIES, _QUESTIONS
 
-    methods = {name for name in vars(Monitor) if not name.startswith("_")}
-    actions = {"publish_again", "pause", "resume", "retry_group", "cancel"}
+    methods = {name for name in dir(Monitor) if not name.startswith("_")}
+    actions = {"publish_again", "pause", "resume", "preview_retry", "retry_group", "cancel"}
     assert methods - _QUESTIONS - _ON_DELIVERIES - actions == set()
 
 

@@ -31,7 +31,9 @@ class Changed:
 
 
 EVIL = "\"><img src=x onerror=alert(1)><script>alert(2)</script>'&"
-PATHS = ["/", "/operations", "/events", "/dead", "/dead/letters", "/streams", "/workers", "/audit"]
+PATHS = [
+    *("/", "/operations", "/events", "/subjects", "/dead", "/dead/letters", "/streams", "/workers", "/audit"),
+]
 
 
 @attrs.define
@@ -90,7 +92,7 @@ def world() -> Iterator[World]:
 def test_a_page_without_anything_to_show_says_what_to_do(world: World, path: str) -> None:
     answer = world.browser.get(path)
     assert answer.status_code == 200
-    assert 'class="empty"' in answer.text or path == "/streams"
+    assert 'class="empty"' in answer.text or path in ("/streams", "/subjects")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -250,6 +252,19 @@ def test_a_delivery_that_no_worker_has_begun_is_shown_as_pending(world: World) -
     assert "No worker has begun it yet" in page
 
 
+def test_a_subject_shows_what_its_events_set_off(world: World) -> None:
+    world.rename()
+    browser = world.browser
+    assert "PagesBlog.changed" in browser.get("/subjects?span=1h").text
+    page = browser.get("/subjects/PagesUser.renamed").text
+    for text in ("Blog.update", "PagesBlog.changed", "Comment.rename", "1 delivery", "100 % failed"):
+        assert text in page
+    assert "/events/subjects/PagesBlog.changed?span=24h" in page
+    assert "/events/dead/letters?handler=Comment.rename" in page
+    assert "No such event in this time" in browser.get("/subjects/Nothing.known").text
+    assert browser.get("/subjects?span=2y").status_code == 400
+
+
 # --- what people may and do --------------------------------------------------------------------------
 
 
@@ -381,7 +396,9 @@ def counts(text: str) -> dict[str, int]:
     return {tag: tags.count(tag) for tag in set(tags)}
 
 
-@pytest.mark.parametrize("where", [*PATHS, "chain", "waterfall", "text", "detail", "letter", "event"])
+@pytest.mark.parametrize(
+    "where", [*PATHS, "chain", "waterfall", "text", "detail", "letter", "event", "subject"]
+)
 def test_hostile_text_makes_no_element(world: World, where: str) -> None:
     def look(text: str) -> Any:
         operation_id = world.rename(name=text, user_id=text)
@@ -393,6 +410,7 @@ def test_hostile_text_makes_no_element(world: World, where: str) -> None:
             "detail": f"/operations/{operation_id}?node={newest.id}",
             "letter": f"/deliveries/{newest.id}",
             "event": f"/events/{newest.event_id}",
+            "subject": "/subjects/PagesUser.renamed",
         }
         page = world.browser.get(paths.get(where, where)).text
         assert not parsed(page).inline

@@ -256,6 +256,16 @@ def test_another_password_ends_all_sessions(app: Flask, browser: Browser, accoun
     assert browser.sign_in("ada", "another horse battery").status_code == 303
 
 
+def test_the_id_of_a_session_that_was_ended_opens_nothing(app: Flask, browser: Browser) -> None:
+    browser.sign_in("ada")
+    kept = browser.cookies()
+    browser.post("/logout", token=browser.api_token())
+    thief = Browser(app)
+    for key, value in kept.items():
+        thief.client.set_cookie(f"eventdriven-eventdriven-{key}", value, path="/events")
+    assert thief.get("/").status_code == 303
+
+
 def test_signing_out_here_does_not_sign_out_there(app: Flask, browser: Browser) -> None:
     other = Browser(app)
     for each in (browser, other):
@@ -338,6 +348,11 @@ def test_twenty_failures_close_an_address(accounts: Accounts) -> None:
         accounts.sign_in("root", PASSWORD, address="192.0.2.1")
     assert 0 < raised.value.after <= 900
     assert accounts.sign_in("root", PASSWORD, address="192.0.2.2").name == "root"
+
+
+def test_who_signs_in_often_closes_no_address(accounts: Accounts) -> None:
+    for _ in range(25):
+        accounts.sign_in("root", PASSWORD, address="192.0.2.1")
 
 
 def test_an_ipv6_network_is_one_address(accounts: Accounts) -> None:

@@ -182,6 +182,31 @@ class Deliveries(RuleBasedStateMachine):
         expected = sum(each.state in allowed for each in self.before.values())
         assert self.store.deliveries.discard(query, reason="no", by="ada") == expected
 
+    @rule(event=events)
+    def retry_with_another_payload(self, event: Envelope) -> None:
+        before = self._record(event.id)
+        edited = attrs.evolve(event, data={"user_id": "edited"})
+        moved = self.store.deliveries.retry_with(f"{self.given.handler}:{event.id}", edited, by="ada")
+        assert moved == (before is not None and before.state == "dead")
+        if moved and before:
+            after = self._record(event.id)
+            assert after is not None
+            assert (after.state, after.event, after.original) == (
+                "retrying",
+                edited,
+                before.original or before.event,
+            )
+
+    @rule(event=events)
+    def undo_a_discard(self, event: Envelope) -> None:
+        before = self._record(event.id)
+        undone = self.store.deliveries.undo_discard(f"{self.given.handler}:{event.id}", by="ada")
+        assert undone == bool(before and before.discarded_from)
+        after = self._record(event.id)
+        if undone and before and after:
+            assert after.state == before.discarded_from
+            assert after.event is not None
+
     @rule(seconds=st.sampled_from([0.5, 2.0, 100.0]))
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -258,7 +283,9 @@ class Deliveries(RuleBasedStateMachine):
 
 def _check_fields(record: Delivery) -> None:
     assert (record.due_at is None) == (record.state in FINAL_STATES)
-    assert (record.event is None) == (record.state in ("succeeded", "discarded"))
+    by_handler = record.state == "discarded" and not record.discarded_from
+    assert (record.event is None) == (record.state == "succeeded" or by_handler)
+    assert record.state == "discarded" or not record.discarded_from
     assert (record.settled_at is None) == (record.state not in FINAL_STATES)
     assert len(record.failures) <= 10
     assert 0 <= record.failed <= record.attempts
@@ -272,4 +299,3 @@ TestDeliveryStates = Deliveries.TestCase
 
 def test_success_has_no_exit() -> None:
     assert MOVES["succeeded"] == frozenset()
-    assert MOVES["discarded"] == frozenset()

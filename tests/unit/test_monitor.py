@@ -4,15 +4,20 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+import attrs
 import pytest
 
-from eventdriven_sync import EventBus, Reject
+from eventdriven_sync import Discard, EventBus, Reject
+from eventdriven_sync.audit import audit
 from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import (
     BrokerUnavailable,
     InvalidOption,
     InvalidTransition,
     NotFound,
+    PayloadInvalid,
+    PayloadNotSerializable,
+    PayloadTooLarge,
     StoreUnavailable,
 )
 from eventdriven_sync.figures import AuditEntry
@@ -362,6 +367,177 @@ def test_nothing_is_done_that_cannot_be_put_on_record(
     assert monitor.letter(letter).state == "dead"
 
 
+def test_a_letter_runs_with_another_payload_and_the_event_stays_as_it_was(
+    monitor: Monitor, bus: EventBus, run: MemoryRun, letter: str
+) -> None:
+    Switch.broken = False
+    monitor.retry_edited(letter, {"name": "Eve", "number": 7}, by="ada", reason="typo")
+    waiting = monitor.letter(letter)
+    assert waiting.event is not None
+    assert waiting.original is not None
+    assert (waiting.event.data["name"], waiting.original.data["name"]) == ("Eve", "Ada")
+    run.drain()
+    assert monitor.letter(letter).state == "succeeded"
+    assert monitor.event(letter.partition(":")[2]).envelope.data["name"] == "Ada"
+    [entry] = entries(monitor, touched=letter)
+    assert (entry.action, entry.reason) == ("retry_edited", "typo")
+    assert entry.before["payload"] == {"name": "Ada", "number": 1}
+    assert entry.after["payload"] == {"name": "Eve", "number": 7}
+
+
+@pytest.mark.parametrize(
+    ("payload", "error", "match"),
+    [
+        ({"name": 7}, PayloadInvalid, "name"),
+        ({}, PayloadInvalid, "name"),
+        ({"name": "x", "number": object()}, PayloadNotSerializable, "cannot be retried.*number"),
+        ({"name": "x" * 300_000}, PayloadTooLarge, "payload has"),
+        ("text", InvalidOption, "payload"),
+        ([1], InvalidOption, "payload"),
+    ],
+)
+def test_a_payload_that_the_handler_could_not_read_is_refused(
+    monitor: Monitor, letter: str, payload: Any, error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        monitor.retry_edited(letter, payload, by="ada")
+    assert monitor.letter(letter).state == "dead"
+    assert entries(monitor) == []
+
+
+def test_a_payload_of_an_unknown_event_only_has_to_be_json(
+    monitor: Monitor, bus: EventBus, letter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(bus.topology), "event_types", {})
+    monitor.retry_edited(letter, {"anything": [1, None]}, by="ada")
+    found = monitor.letter(letter).event
+    assert found is not None
+    assert found.data == {"anything": [1, None]}
+
+
+def test_a_letter_that_is_no_event_has_no_payload_to_change(
+    monitor: Monitor, bus: EventBus, run: MemoryRun, letter: str
+) -> None:
+    run.store._state._tables.deliveries[letter] = attrs.evolve(monitor.letter(letter), event=None)
+    with pytest.raises(InvalidTransition, match="no readable event"):
+        monitor.retry_edited(letter, {"name": "x"}, by="ada")
+
+
+def test_a_discard_is_undone(monitor: Monitor, letter: str) -> None:
+    before = monitor.letter(letter)
+    monitor.discard(letter, by="ada", reason="customer left")
+    monitor.undo_discard(letter, by="eve", reason="came back")
+    assert monitor.letter(letter) == before
+    assert [entry.action for entry in entries(monitor, who="eve")] == ["undo_discard"]
+    with pytest.raises(InvalidTransition, match="only 'discarded' can be brought back"):
+        monitor.undo_discard(letter, by="eve")
+
+
+def test_what_a_handler_discarded_is_not_brought_back(
+    monitor: Monitor, bus: EventBus, run: MemoryRun
+) -> None:
+    @bus.group("Blog").handler(Renamed)
+    def skip(event: Renamed) -> None:
+        raise Discard("not ours")
+
+    receipt = bus.publish(ADA)
+    run.drain()
+    with pytest.raises(InvalidTransition, match=r"by its handler .*not ours.*run it again"):
+        monitor.undo_discard(f"Blog.skip:{receipt.id}", by="ada")
+
+
+def test_an_event_is_published_again_as_a_new_one(
+    monitor: Monitor, bus: EventBus, run: MemoryRun, letter: str
+) -> None:
+    Switch.broken = False
+    event_id = letter.partition(":")[2]
+    receipt = monitor.publish_again(event_id, by="ada", reason="mail was down", ip="10.0.0.1")
+    run.drain()
+    detail = monitor.event(receipt.id)
+    assert detail.envelope.data == monitor.event(event_id).envelope.data
+    assert [each.state for each in detail.deliveries] == ["succeeded", "succeeded"]
+    assert detail.operation is not None
+    assert (detail.operation.kind, detail.operation.user) == ("manual", "ada")
+    assert detail.operation.details == {"published_again": event_id, "reason": "mail was down"}
+    assert receipt.operation_id == detail.operation.id
+    assert not receipt.duplicate
+    assert monitor.letter(letter).state == "dead"
+    [entry] = entries(monitor, touched=event_id)
+    assert (entry.action, entry.ids, entry.ip) == ("publish_again", (event_id, receipt.id), "10.0.0.1")
+    with pytest.raises(NotFound, match="no event"):
+        monitor.publish_again("nothing", by="ada")
+
+
+def test_a_handler_that_succeeded_runs_again_alone_in_a_chain_of_its_own(
+    monitor: Monitor, bus: EventBus, run: MemoryRun, letter: str
+) -> None:
+    done = letter.replace("fail", "greet")
+    again = monitor.run_again(done, by="ada", reason="wrong text")
+    operation_id = again.partition(":")[2]
+    waiting = monitor.chain(operation_id)
+    assert [(each.handler, each.state) for each in waiting.deliveries] == [("Blog.greet", "pending")]
+    assert not waiting.settled
+    run.drain()
+    chain = monitor.chain(operation_id)
+    assert [node.event.name for node in chain.walk()] == ["RigUser.renamed", "RigUser.greeted"]
+    assert [(each.id, each.state) for each in chain.deliveries] == [(again, "succeeded")]
+    assert (chain.operation.kind, chain.operation.user, chain.settled) == ("manual", "ada", True)
+    assert len(run.published(Greeted)) == 2
+    assert monitor.letter(done).state == "succeeded"
+    assert monitor.letter(letter).state == "dead"
+    assert audit(bus).ok
+    [entry] = entries(monitor, touched=done)
+    assert (entry.action, entry.ids) == ("run_again", (done, again))
+
+
+def test_a_dead_letter_run_again_is_retried(monitor: Monitor, run: MemoryRun, letter: str) -> None:
+    Switch.broken = False
+    assert monitor.run_again(letter, by="ada") == letter
+    run.drain()
+    assert monitor.letter(letter).state == "succeeded"
+    [entry] = entries(monitor)
+    assert entry.action == "retry"
+
+
+def test_what_runs_by_itself_is_not_run_again(
+    monitor: Monitor, bus: EventBus, run: MemoryRun, letter: str
+) -> None:
+    monitor.retry(letter, by="ada")
+    with pytest.raises(InvalidTransition, match="'retrying'"):
+        monitor.run_again(letter, by="ada")
+
+
+def test_a_handler_is_paused_with_a_reason_and_resumed(monitor: Monitor, bus: EventBus, blog: None) -> None:
+    bus.open()
+    with pytest.raises(InvalidOption, match="reason"):
+        monitor.pause("Blog.greet", by="ada", reason="")
+    monitor.pause("Blog.greet", by="ada", reason="mail is down")
+    [row] = [row for row in monitor.handlers() if row.name == "Blog.greet"]
+    assert row.record.paused is not None
+    assert (row.record.paused.by, row.record.paused.reason) == ("ada", "mail is down")
+    [problem] = monitor.overview().problems
+    assert "Blog.greet is paused by ada" in problem
+    assert problem.endswith("mail is down")
+    monitor.resume("Blog.greet", by="eve")
+    assert all(row.record.paused is None for row in monitor.handlers())
+    [paused] = entries(monitor, touched="Blog.greet", action="pause")
+    [resumed] = entries(monitor, touched="Blog.greet", action="resume")
+    assert (paused.who, resumed.who) == ("ada", "eve")
+    assert resumed.before == {"paused": True, "reason": "mail is down"}
+    for call in (monitor.pause, monitor.resume):
+        with pytest.raises(NotFound, match="no handler has the name"):
+            call("Blog.nothing", by="ada", reason="x")
+
+
+def test_somebody_who_was_faster_is_told_of(
+    monitor: Monitor, run: MemoryRun, letter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.store.deliveries, "retry_with", lambda *a, **k: False)
+    with pytest.raises(InvalidTransition, match="somebody else"):
+        monitor.retry_edited(letter, {"name": "x"}, by="ada")
+    assert sorted("error" in entry.after for entry in entries(monitor)) == [False, True]
+
+
 # --- bad input ----------------------------------------------------------------------------------------
 
 
@@ -399,6 +575,12 @@ def test_nothing_is_done_that_cannot_be_put_on_record(
         (lambda m: m.retry("x", by="ada", reason=7), "reason"),
         (lambda m: m.retry("x", by="ada", ip="\ud800"), "ip"),
         (lambda m: m.retry({"$ne": 1}, by="ada"), "delivery id"),
+        (lambda m: m.undo_discard(7, by="ada"), "delivery id"),
+        (lambda m: m.publish_again({"$ne": 1}, by="ada"), "event id"),
+        (lambda m: m.publish_again("x", by=""), "by"),
+        (lambda m: m.run_again("", by="ada"), "delivery id"),
+        (lambda m: m.pause(["Blog.greet"], by="ada", reason="x"), "handler"),
+        (lambda m: m.resume("", by="ada"), "handler"),
         (lambda m: m.audit_log(who={"$ne": 1}), "who"),
         (lambda m: m.audit_log(limit=0), "limit"),
     ],

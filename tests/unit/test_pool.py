@@ -655,3 +655,81 @@ def test_taking_a_stack_leaves_the_collector_as_it_was(rig: Rig) -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+# --- pausing --------------------------------------------------------------------------------------------
+
+
+def test_a_paused_lane_begins_nothing_and_returns_what_waits(rig: Rig) -> None:
+    gate = Gate()
+    pool = rig.pool(threads=1)
+    lane = pool.lane(rig.handler(gate, name="slow"))
+    other: list[str] = []
+    free = pool.lane(rig.handler(lambda e: other.append(e.name), name="other"))
+    lane.consumptions.append(rig.hand)
+    attempts = rig.offer(pool, lane, some(5))
+    pool.start()
+    gate.await_entry()
+    waiting = pool.pause(lane)
+    assert {attempt.event_id for attempt in waiting} == {attempt.event_id for attempt in attempts[1:]}
+    assert rig.hand.windows == [0]
+    gate.open()
+    rig.offer(pool, free, [ADA])
+    eventually(lambda: other == ["Ada"])
+    eventually(lambda: rig.state(attempts[0]) == "succeeded")
+    assert [rig.state(attempt) for attempt in attempts[1:]] == [None] * 4
+    assert pool.waiting == 0
+
+
+def test_a_lane_that_stands_in_the_queue_can_be_paused(rig: Rig) -> None:
+    pool = rig.pool(threads=1)
+    lane = pool.lane(rig.handler(lambda e: None, name="keep"))
+    rig.offer(pool, lane, some(3))
+    assert len(pool.pause(lane)) == 3
+    assert pool.pause(lane) == []
+    pool.start()
+    assert pool.busy() == []
+
+
+def test_what_arrives_at_a_paused_lane_goes_back_to_the_broker_and_claimed_ones_stay(rig: Rig) -> None:
+    seen: list[str] = []
+    pool = rig.pool(threads=1)
+    lane = pool.lane(rig.handler(lambda e: seen.append(e.name), name="keep"))
+    lane.consumptions.append(rig.hand)
+    pool.start()
+    pool.pause(lane)
+    [arrived] = rig.offer(pool, lane, [ADA])
+    pool.offer(lane, [rig.claimed(lane.handler, Renamed(name="Eve"))])
+    assert arrived.message is not None
+    assert rig.hand.released == [arrived.message.sequence]
+    assert (pool.waiting, seen) == (1, [])
+    pool.resume(lane)
+    eventually(lambda: seen == ["Eve"])
+    assert rig.hand.windows[:2] == [0, 2]
+    rig.offer(pool, lane, [ADA])
+    eventually(lambda: seen == ["Eve", "Ada"])
+
+
+def test_a_paused_batch_handler_returns_what_it_has_collected(rig: Rig) -> None:
+    pool = rig.pool(threads=1)
+    lane = pool.lane(rig.batch_handler(lambda b: None, name="collect", max_size=10, max_wait=60.0))
+    rig.offer(pool, lane, some(3))
+    pool.start()
+    assert lane.collector is not None
+    eventually(lambda: not pool.waiting and not pool.busy())
+    collected: list[Attempt] = []
+    eventually(lambda: collected.extend(pool.pause(lane)) or len(collected) == 3)
+
+
+def test_the_pace_of_a_paused_lane_asks_the_broker_for_nothing(rig: Rig) -> None:
+    gate = Gate()
+    pool = rig.pool(threads=1)
+    lane = pool.lane(rig.handler(gate, name="slow"))
+    lane.consumptions.append(rig.hand)
+    [attempt] = rig.offer(pool, lane, [ADA])
+    pool.start()
+    gate.await_entry()
+    pool.pause(lane)
+    gate.open()
+    eventually(lambda: rig.state(attempt) == "succeeded")
+    assert set(rig.hand.windows) == {0}

@@ -173,3 +173,24 @@ def test_a_delivery_whose_worker_died_runs_again_when_its_lease_is_over(rig: Rig
 
 def test_a_lane_that_never_started_can_be_joined(rig: Rig) -> None:
     recovery(rig, rig.handler(lambda e: None, name="keep")).join(timeout=1)
+
+
+def test_nothing_is_claimed_for_a_paused_handler(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    pending(rig, handler, 3)
+    pool = rig.pool(threads=2)
+    lane = pool.lane(handler)
+    recovering = RecoveryLane(
+        store=rig.store,
+        pool=pool,
+        lanes={handler.name: lane},
+        leases=rig.leases,
+        worker="rig",
+        lease=30.0,
+        poll_every=0.02,
+        capacity=10,
+    )
+    pool.pause(lane)
+    assert recovering.claim() == 0
+    pool.resume(lane)
+    assert recovering.claim() == 3

@@ -18,6 +18,8 @@ from eventdriven_sync.errors import (
     PayloadNotSerializable,
     StoreUnavailable,
 )
+from eventdriven_sync.records import Delivery
+from eventdriven_sync.store import EventQuery
 from eventdriven_sync.stores.memory import MemoryStore
 from tests.polling import eventually
 from tests.unit.rig import Gate, Renamed
@@ -208,3 +210,84 @@ def test_messages_that_come_before_the_consumption_is_known_are_kept(bus: EventB
     arrival.connect(None)  # type: ignore[arg-type]
     with pytest.raises(InvalidOption):
         Worker(bus, threads=0)
+
+
+# --- pausing ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers look at once at what was paused."""
+    monkeypatch.setattr(module, "OBEYING", 0.02)
+
+
+def test_a_paused_handler_rests_while_the_others_run(bus: EventBus, seen: list[str], attentive: None) -> None:
+    other: list[str] = []
+    bus.group("Other").handler(Renamed, name="keep")(lambda e: other.append(e.name))
+    worker = Worker(bus).start()
+    directory = bus.store.directory
+    assert directory.pause("Blog.keep", by="ada", reason="mail is down")
+    eventually(lambda: worker._lanes["Blog.keep"].paused)
+    bus.publish_many([Renamed(name=str(n)) for n in range(3)])
+    eventually(lambda: len(other) == 3)
+    assert seen == []
+    assert directory.resume("Blog.keep")
+    eventually(lambda: sorted(seen) == ["0", "1", "2"])
+    worker.stop(grace=1)
+
+
+def test_a_worker_that_starts_while_its_handler_is_paused_obeys(
+    bus: EventBus, seen: list[str], attentive: None
+) -> None:
+    bus.open()
+    bus.store.directory.pause("Blog.keep", by="ada", reason="")
+    bus.publish(ADA)
+    worker = Worker(bus).start()
+    assert worker._lanes["Blog.keep"].paused
+    bus.store.directory.resume("Blog.keep")
+    eventually(lambda: seen == ["Ada"])
+    worker.stop(grace=1)
+
+
+def test_what_was_claimed_for_a_paused_handler_is_given_back(bus: EventBus, attentive: None) -> None:
+    gate = Gate()
+    bus.group("Blog").handler(Renamed, name="keep", threads=1)(gate)
+    worker = Worker(bus, threads=1).start()
+    bus.publish(ADA)
+    gate.await_entry()
+    ids = [f"Blog.keep:{number}" for number in range(2)]
+    store = bus.store
+    event = store.events.find(EventQuery())[0]
+    store.deliveries.insert_pending(
+        [
+            Delivery(
+                id=each,
+                handler="Blog.keep",
+                event_id=each.partition(":")[2],
+                event_name=event.name,
+                operation_id=event.operation_id,
+                state="pending",
+                created_at=event.published_at,
+                event=event,
+            )
+            for each in ids
+        ]
+    )
+    eventually(lambda: set(store.deliveries.states(ids).values()) == {"running"})
+    store.directory.pause("Blog.keep", by="ada", reason="")
+    eventually(lambda: set(store.deliveries.states(ids).values()) == {"retrying"})
+    assert [found.attempts for found in map(store.deliveries.get, ids) if found] == [0, 0]
+    gate.open()
+    worker.stop(grace=5)
+
+
+def test_a_worker_that_cannot_read_what_is_paused_goes_on(
+    bus: EventBus, seen: list[str], attentive: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(bus).start()
+    bus.store.unavailable = True  # type: ignore[attr-defined]
+    eventually(lambda: "paused could not be read" in caplog.text)
+    bus.store.unavailable = False  # type: ignore[attr-defined]
+    bus.publish(ADA)
+    eventually(lambda: seen == ["Ada"])
+    worker.stop(grace=1)

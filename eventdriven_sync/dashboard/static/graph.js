@@ -3,7 +3,9 @@ import { address, visit } from "./swap.js";
 
 const MOST = 2.5;
 const LEAST = 0.08;
-const READABLE = 0.62;
+const READABLE = 0.72;
+const WIDTH = 196; // of a box and from column to column, as layout.py has them
+const COLUMN = 272;
 const views = new Map();
 
 export function prepareGraph() {
@@ -43,7 +45,7 @@ function look(svg, view, size) {
   if (selected) reveal(svg, view, selected);
 }
 
-// The whole drawing if it can be read then; else its beginning, or the node that is selected.
+// The whole drawing if it can be read then; else its beginning, or as many columns later as show what is selected.
 function begin(svg, size) {
   const view = { x: 0, y: 0, scale: 1 };
   fit(svg, view, size);
@@ -51,7 +53,8 @@ function begin(svg, size) {
   const box = svg.getBoundingClientRect();
   view.scale = READABLE;
   const node = svg.querySelector(".node.is-selected") || svg.querySelector(".node");
-  view.x = node.classList.contains("is-selected") ? Number(node.dataset.x) - box.width / view.scale / 3 : -8;
+  const beyond = Number(node.dataset.x) + WIDTH + 24 - box.width / view.scale;
+  view.x = Math.max(Math.ceil(beyond / COLUMN), 0) * COLUMN - 8;
   view.y = Number(node.dataset.y) - box.height / view.scale / 2;
   return view;
 }

@@ -15,6 +15,7 @@ from eventdriven_sync.stores.memory.directory import MemoryDirectory
 from eventdriven_sync.stores.memory.events import MemoryEvents
 from eventdriven_sync.stores.memory.figures import MemoryFigures
 from eventdriven_sync.stores.memory.idempotency import MemoryIdempotency
+from eventdriven_sync.stores.memory.jobs import MemoryJobs
 from eventdriven_sync.stores.memory.people import MemoryPeople
 from eventdriven_sync.stores.memory.state import MemorySession, State
 from eventdriven_sync.stores.memory.trail import MemoryTrail
@@ -38,6 +39,7 @@ class MemoryStore:
         self.directory = MemoryDirectory(self._state)
         self.figures = MemoryFigures(self._state)
         self.trail = MemoryTrail(self._state)
+        self.jobs = MemoryJobs(self._state)
         self.people = MemoryPeople(self._state)
         self.idempotency = MemoryIdempotency(self._state)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import evolve
 
+from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.outcome import Dead, Done, Failure, RetryAt
 from eventdriven_sync.records import Delivery, Settlement
 from eventdriven_sync.store import DeliveryQuery
@@ -135,19 +136,41 @@ class MemoryDeliveries:
         with self._state.open() as tables:
             return dict(Counter(each.state for each in _matching(tables.deliveries, query)))
 
-    def retry_dead(self, query: DeliveryQuery, *, by: str) -> int:
+    def retry_dead(self, query: DeliveryQuery, *, by: str, job: str = "") -> int:
         """Move dead deliveries matching the query to ``retrying``, whatever its ``limit``. How many."""
         now = self._state.clock()
         with self._state.open() as tables:
             dead = [each for each in _matching(tables.deliveries, query) if each.state == "dead"]
-            return _put(tables.deliveries, [_revive(each, now) for each in dead])
+            revived = [_revive(each, now, job=job or each.job) for each in dead]
+            return _put(tables.deliveries, revived)
+
+    def retry_with(self, delivery_id: str, event: Envelope, *, by: str) -> bool:
+        """Move a dead delivery to ``retrying`` with another event; its own stays as ``original``."""
+        now = self._state.clock()
+        with self._state.open() as tables:
+            dead = tables.deliveries.get(delivery_id)
+            if dead is None or dead.state != "dead" or dead.event is None:
+                return False
+            edited = {"event": copy.deepcopy(event), "original": dead.original or dead.event}
+            return _put(tables.deliveries, [_revive(dead, now, **edited)]) == 1
 
     def discard(self, query: DeliveryQuery, *, reason: str, by: str) -> int:
         """Move dead or retrying deliveries matching the query to ``discarded``, whatever its ``limit``."""
         now = self._state.clock()
         with self._state.open() as tables:
             chosen = [e for e in _matching(tables.deliveries, query) if e.state in ("dead", "retrying")]
-            return _put(tables.deliveries, [_end(each, "discarded", now, reason=reason) for each in chosen])
+            tables.discarded.update((each.id, each) for each in chosen)
+            return _put(tables.deliveries, [_discard(each, now, reason) for each in chosen])
+
+    def undo_discard(self, delivery_id: str, *, by: str) -> bool:
+        """Bring a delivery that a person discarded back to the state it had."""
+        now = self._state.clock()
+        with self._state.open() as tables:
+            before = tables.discarded.pop(delivery_id, None)
+            if before is None:
+                return False
+            due_at = now if before.state == "retrying" else None
+            return _put(tables.deliveries, [evolve(before, due_at=due_at)]) == 1
 
 
 # --- the moves; each returns the record as it is afterwards ------------------------------------------
@@ -231,7 +254,18 @@ def _claim(delivery: Delivery, now: datetime, until: datetime, worker: str, toke
     )
 
 
-def _revive(delivery: Delivery, now: datetime) -> Delivery:
+def _discard(delivery: Delivery, now: datetime, reason: str) -> Delivery:
+    return evolve(
+        delivery,
+        state="discarded",
+        reason=reason,
+        due_at=None,
+        settled_at=now,
+        discarded_from=delivery.state,
+    )
+
+
+def _revive(delivery: Delivery, now: datetime, **more: Any) -> Delivery:
     return evolve(
         delivery,
         state="retrying",
@@ -242,6 +276,7 @@ def _revive(delivery: Delivery, now: datetime) -> Delivery:
         reason="",
         due_at=now,
         settled_at=None,
+        **more,
     )
 
 
@@ -287,6 +322,7 @@ def _matches(delivery: Delivery, query: DeliveryQuery) -> bool:
         (query.handler, delivery.handler),
         (query.group, delivery.group),
         (query.reason, delivery.reason),
+        (query.job, delivery.job),
         (query.event_id, delivery.event_id),
         (query.event_name, delivery.event_name),
         (query.operation_id, delivery.operation_id),
@@ -294,6 +330,8 @@ def _matches(delivery: Delivery, query: DeliveryQuery) -> bool:
         (query.fingerprint, delivery.fingerprint),
     )
     chosen = not query.ids or delivery.id in query.ids
+    if query.died_before and not (delivery.settled_at and delivery.settled_at < query.died_before):
+        return False
     staged = not query.states or delivery.state in query.states
     return chosen and staged and same(fields) and within(delivery.created_at, query.since, query.until)
 
@@ -302,7 +340,7 @@ def _shown(delivery: Delivery, *, brief: bool) -> Delivery:
     failures = delivery.failures
     if brief:
         failures = tuple(evolve(failure, traceback="") for failure in failures)
-    return evolve(delivery, event=None, raw=None, failures=failures)
+    return evolve(delivery, event=None, raw=None, original=None, failures=failures)
 
 
 def _in(now: datetime, seconds: float) -> datetime:

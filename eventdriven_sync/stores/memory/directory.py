@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import evolve
 
-from eventdriven_sync.records import HandlerRecord, WorkerRecord
+from eventdriven_sync.records import HandlerRecord, Pause, WorkerRecord
 from eventdriven_sync.store import NEW
 from eventdriven_sync.stores.memory.state import Lease, State
 
@@ -45,6 +45,21 @@ class MemoryDirectory:
                 return False
             tables.handlers[name] = evolve(record, retired_at=record.retired_at or now)
             return True
+
+    def pause(self, name: str, *, by: str, reason: str) -> bool:
+        """Mark as paused. False if unknown."""
+        return self._set_pause(name, Pause(at=self._state.clock(), by=by, reason=reason))
+
+    def resume(self, name: str) -> bool:
+        """No longer paused. False if unknown."""
+        return self._set_pause(name, None)
+
+    def _set_pause(self, name: str, pause: Pause | None) -> bool:
+        with self._state.open() as tables:
+            record = tables.handlers.get(name)
+            if record is not None:
+                tables.handlers[name] = evolve(record, paused=pause)
+            return record is not None
 
     def reconciled(self, name: str, until: datetime) -> None:
         """Advance the handler's watermark; it never goes back."""
@@ -112,5 +127,6 @@ def _registered(stored: HandlerRecord | None, record: HandlerRecord, now: dateti
             starts_at=stored.starts_at,
             registered_at=stored.registered_at,
             reconciled_until=stored.reconciled_until,
+            paused=stored.paused,
         )
     return evolve(copy.deepcopy(record), starts_at=now if record.starts_at == NEW else record.starts_at)

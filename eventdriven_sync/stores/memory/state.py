@@ -13,6 +13,7 @@ import attrs
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import StoreError, StoreUnavailable
 from eventdriven_sync.figures import AuditEntry, HourCount, PublishedCount
+from eventdriven_sync.jobs import RetryJob
 from eventdriven_sync.people import User
 from eventdriven_sync.records import Delivery, HandlerRecord, Operation, Reply, WorkerRecord
 
@@ -44,6 +45,7 @@ class Tables:
 
     events: MutableMapping[str, Envelope] = attrs.field(factory=dict)
     deliveries: MutableMapping[str, Delivery] = attrs.field(factory=dict)
+    discarded: dict[str, Delivery] = attrs.field(factory=dict)
     operations: dict[str, Operation] = attrs.field(factory=dict)
     handlers: dict[str, HandlerRecord] = attrs.field(factory=dict)
     workers: dict[str, WorkerRecord] = attrs.field(factory=dict)
@@ -51,6 +53,7 @@ class Tables:
     stats: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     published: dict[datetime, tuple[PublishedCount, ...]] = attrs.field(factory=dict)
     hours: dict[datetime, HourCount] = attrs.field(factory=dict)
+    jobs: dict[str, RetryJob] = attrs.field(factory=dict)
     audit: dict[str, AuditEntry] = attrs.field(factory=dict)
     users: dict[str, User] = attrs.field(factory=dict)
     sessions: dict[str, Any] = attrs.field(factory=dict)
