@@ -18,6 +18,12 @@ W = TypeVar("W", bound=str)
 NOTICES = {
     "retried": "It runs again, with fresh attempts.",
     "discarded": "It is discarded; your reason is on record.",
+    "undone": "It is back where it was.",
+    "again": "The handler runs once more.",
+    "published": "It is published again: this is its new chain.",
+    "cancelled": "Nothing more is sent back.",
+    "paused": "Workers begin nothing more of it; its events wait.",
+    "resumed": "It runs again.",
     "approved": "They may sign in now.",
     "role": "The role is changed; they have to sign in anew.",
     "disabled": "They may sign in no more; their sessions have ended.",
@@ -116,9 +122,13 @@ def kept(*names: str) -> dict[str, str]:
 
 def back() -> str:
     """Where a form was sent from, if that is a page of this dashboard; else the overview."""
-    given = request.form.get("back", "")
-    inside = given.startswith(f"{request.script_root}{visit().mount.prefix}/")
-    return given if inside and _INSIDE.fullmatch(given) and not given.startswith("//") else url("overview")
+    return inside(request.form.get("back", "")) or url("overview")
+
+
+def inside(address: str) -> str:
+    """The address if it is a page of this dashboard; empty if not."""
+    ours = address.startswith(f"{request.script_root}{visit().mount.prefix}/")
+    return address if ours and _INSIDE.fullmatch(address) and not address.startswith("//") else ""
 
 
 def notice() -> str:

@@ -15,6 +15,7 @@ from werkzeug.wrappers import Response
 from eventdriven_sync.bus import EventBus
 from eventdriven_sync.dashboard.access import Access, access_of
 from eventdriven_sync.dashboard.accounts import Accounts
+from eventdriven_sync.dashboard.action_pages import action_pages
 from eventdriven_sync.dashboard.api import api
 from eventdriven_sync.dashboard.assets import files
 from eventdriven_sync.dashboard.chain_pages import chain_pages
@@ -36,7 +37,7 @@ from eventdriven_sync.errors import ConfigurationError, InvalidOption, shorten
 from eventdriven_sync.redaction import Redaction
 
 ROUTES: Sequence[Routes] = (
-    *(pages, chain_pages, letter_pages, subject_pages, user_pages),
+    *(pages, chain_pages, letter_pages, action_pages, subject_pages, user_pages),
     *(streams, signing, api, health, files),
 )
 

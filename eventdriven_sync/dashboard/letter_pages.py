@@ -43,7 +43,20 @@ def letters() -> Response:
     )
     kept = asking.kept("handler", "group", "fingerprint", "since", "until", "after")
     seen = [each for each in found.items if identity().reaches(each.group)]
-    return render("letters.html", found=found, letters=seen, kept=kept, back=url("letters", **kept))
+    whole = not identity().groups and {"since", "until", "group"}.isdisjoint(kept)
+    matching = (
+        monitor().preview_retry(kept["handler"], fingerprint=kept.get("fingerprint"))
+        if whole and "handler" in kept
+        else 0
+    )
+    return render(
+        "letters.html",
+        found=found,
+        letters=seen,
+        kept=kept,
+        matching=matching,
+        back=url("letters", **kept),
+    )
 
 
 @letter_pages.get("/deliveries/<delivery_id>", role="viewer")

@@ -21,7 +21,7 @@ from werkzeug.wrappers import Response
 
 from eventdriven_sync.bus import EventBus
 from eventdriven_sync.dashboard import asking
-from eventdriven_sync.dashboard.mount import bus, identity
+from eventdriven_sync.dashboard.mount import bus, identity, monitor
 from eventdriven_sync.dashboard.routing import Routes
 from eventdriven_sync.envelope import new_id
 from eventdriven_sync.errors import EventDrivenError, InvalidOption
@@ -79,14 +79,17 @@ def _page_name(field: str) -> str:
 
 
 def _look(on: EventBus) -> Callable[[], object]:
-    topic = asking.one_of("topic", ("all", "chain"))
-    if topic == "chain":
-        operation_id = asking.text("id")
-        if operation_id is None:
-            raise InvalidOption("topic chain is about one operation: give its id", field="id")
-        Monitor(on).operation(operation_id)
-        return lambda: _chain_state(on, operation_id)
-    return lambda: _state(on)
+    topic = asking.one_of("topic", ("all", "chain", "job"))
+    if topic in (None, "all"):
+        return lambda: _state(on)
+    record_id = asking.text("id")
+    if record_id is None:
+        raise InvalidOption(f"topic {topic} is about one record: give its id", field="id")
+    if topic == "job":
+        monitor().job(record_id)
+        return lambda: Monitor(on).job(record_id)
+    monitor().operation(record_id)
+    return lambda: _chain_state(on, record_id)
 
 
 def _state(on: EventBus) -> object:

@@ -15,8 +15,9 @@ from eventdriven_sync.errors import NotFound, shorten
 from eventdriven_sync.figures import AuditEntry, LetterGroup
 from eventdriven_sync.jobs import RetryJob
 from eventdriven_sync.monitor import Monitor
+from eventdriven_sync.monitoring.records import Overview
 from eventdriven_sync.outcome import Failure
-from eventdriven_sync.records import Delivery, Operation, RawMessage
+from eventdriven_sync.records import Delivery, Operation, Pause, RawMessage
 from eventdriven_sync.redaction import Redaction
 
 T = TypeVar("T")
@@ -70,7 +71,10 @@ class Screen:
             Failure: self._failure,
             LetterGroup: self._letter_group,
             Operation: self._operation,
+            Overview: self._overview,
+            Pause: self._pause,
             RawMessage: self._raw,
+            RetryJob: self._job,
         }
 
     def of(self, value: T) -> T:
@@ -154,6 +158,18 @@ class Screen:
             after=self._audited(entry.after),
             reason=self._redaction.text(entry.reason),
         )
+
+    def _job(self, job: RetryJob) -> RetryJob:
+        text = self._redaction.text
+        return attrs.evolve(job, reason=text(job.reason), note=text(job.note))
+
+    def _overview(self, overview: Overview) -> Overview:
+        """Its problems quote what people and servers said."""
+        problems = tuple(map(self._redaction.text, overview.problems))
+        return cast(Overview, attrs.evolve(self._record(overview), problems=problems))
+
+    def _pause(self, pause: Pause) -> Pause:
+        return attrs.evolve(pause, reason=self._redaction.text(pause.reason))
 
     def _audited(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """What an action found or left; of an edited retry the payload."""

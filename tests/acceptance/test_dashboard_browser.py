@@ -4,6 +4,7 @@ Screenshots of every page are taken; those that ``docs/images`` lacks are writte
 """
 
 import linecache
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ SHOWN = (
     *("overview", "overview-dark", "operations", "events", "event", "subjects", "subject", "streams"),
     *("chain-failed", "chain-retried", "chain-dark", "chain-narrow", "chain-folded", "chain-text"),
     *("waterfall", "dead-letters", "letters", "letters-narrow", "letter", "workers", "audit", "users"),
-    "sign-in",
+    *("sign-in", "edit", "group-retry", "job"),
 )
 PASSWORD = "correct horse battery"
 DESK = {"width": 1280, "height": 800}
@@ -88,7 +89,9 @@ class PriceStored:
 
 COMMENTS = """
 def update_author(event: Renamed) -> None:
-    if broken.is_set():
+    while slow.is_set():
+        go_on.wait(0.05)
+    if broken.is_set() or not event.first_name:
         raise ValueError(f"Test Error!! no author {event.first_name}")
     publish(Updated(user_id=event.user_id))
 """
@@ -101,6 +104,7 @@ class Shop:
         self.bus = EventBus(settings=settings)
         self.broken = threading.Event()
         self.broken.set()
+        self.slow = threading.Event()
         self._subscribe()
         self.bus.open()
         self.worker = Worker(self.bus, threads=8, grace=5).start()
@@ -115,6 +119,7 @@ class Shop:
         self.url = f"http://127.0.0.1:{self._server.effective_port}/events"
 
     def close(self) -> None:
+        self.slow.clear()
         watcher(self.bus).end_all()
         self._server.task_dispatcher.shutdown(timeout=5)
         self._server.trigger.pull_trigger(self._hang_up)
@@ -229,7 +234,7 @@ class Shop:
         """The handler that fails, in a file of its own: its stack is shown in the manual."""
         path = "/srv/shop/comments.py"
         known: dict[str, Any] = {"Renamed": Renamed, "Updated": CommentUserUpdated}
-        known |= {"broken": self.broken, "publish": publish}
+        known |= {"broken": self.broken, "slow": self.slow, "go_on": threading.Event(), "publish": publish}
         exec(compile(COMMENTS, path, "exec"), known)
         linecache.cache[path] = (len(COMMENTS), None, COMMENTS.splitlines(keepends=True), path)
         return cast(Callable[[Renamed], None], known["update_author"])
@@ -434,6 +439,76 @@ def test_dead_letters_are_sorted_out_by_keyboard(shop: Shop, browser: Browser) -
         page.keyboard.press("?")
         expect(page.locator("#keys")).to_be_visible()
     eventually(lambda: shop.states("Comment.update_author") == {"succeeded": 1, "discarded": 1, "dead": 1})
+
+
+def test_a_letter_is_edited_and_retried(shop: Shop, browser: Browser) -> None:
+    operation_id = shop.rename(first_name="")
+    shop.broken.clear()
+    with visiting(browser, shop) as ada:
+        page = ada.go(f"/operations/{operation_id}")
+        page.locator(".node.is-dead").click()
+        page.get_by_role("link", name="Edit and retry").click()
+        field = page.get_by_label("Payload of User.nameUpdated")
+        expect(field).to_have_value(re.compile('"first_name": ""'))
+        ada.picture("dashboard-edit")
+        field.fill("{ nonsense")
+        page.get_by_role("button", name="Retry with this payload").click()
+        expect(page.get_by_role("alert")).to_contain_text("is no JSON")
+        ada.complaints.clear()  # the browser reports the answer's status
+        field.fill('{"user_id": "42", "first_name": "Augusta", "last_name": "Lovelace"}')
+        page.get_by_role("button", name="Retry with this payload").click()
+        mended = page.locator(".node.kind-delivery.is-succeeded.is-selected")
+        expect(mended).to_be_visible(timeout=10_000)
+
+
+def test_a_group_is_sent_back_and_cancelled_while_its_canary_waits(shop: Shop, browser: Browser) -> None:
+    for user_id in ("1", "2", "3", "4"):
+        shop.rename(user_id)
+    shop.broken.clear()
+    shop.slow.set()
+    with visiting(browser, shop) as ada:
+        page = ada.go("/dead")
+        page.get_by_role("link", name="Comment.update_author").click()
+        page.get_by_role("button", name="Retry all 4…").click()
+        dialog = page.locator("dialog[open]")
+        expect(dialog).to_contain_text("4 dead letters of Comment.update_author")
+        dialog.get_by_label("Number of letters").fill("4")
+        dialog.get_by_label("Reason").fill("the comment store is back")
+        ada.picture("dashboard-group-retry")
+        dialog.get_by_role("button", name="Retry them").click()
+        expect(page.locator("main h1")).to_have_text("Comment.update_author")
+        ada.mark()
+        expect(page.get_by_text("1 of 4 sent back")).to_be_visible(timeout=15_000)
+        expect(page.get_by_text("1 running")).to_be_visible(timeout=15_000)
+        ada.picture("dashboard-job")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#notice")).to_contain_text("Nothing more is sent back")
+        shop.slow.clear()
+        expect(page.locator(".counts").get_by_text("1 succeeded")).to_be_visible(timeout=15_000)
+        assert ada.stayed()
+        page = ada.go("/dead/letters?handler=Comment.update_author")
+        expect(page.locator("table[data-rows] tbody tr")).to_have_count(3)
+        page.get_by_role("button", name="Retry all 3…").click()
+        dialog = page.locator("dialog[open]")
+        dialog.get_by_label("Number of letters").fill("3")
+        dialog.get_by_role("button", name="Retry them").click()
+        expect(page.locator(".counts").get_by_text("3 succeeded")).to_be_visible(timeout=20_000)
+        expect(page.locator(".sub .state")).to_contain_text("done", timeout=20_000)
+    assert shop.states("Comment.update_author") == {"succeeded": 4}
+
+
+def test_a_handler_is_paused_and_resumed(shop: Shop, browser: Browser) -> None:
+    with visiting(browser, shop) as ada:
+        page = ada.go("/workers")
+        ada.mark()
+        row = page.locator("tr", has_text="Comment.update_author")
+        row.get_by_role("button", name="Pause…").click()
+        page.locator("dialog[open]").get_by_label("Reason").fill("the comment store moves")
+        page.keyboard.press("Enter")
+        expect(row).to_contain_text("the comment store moves")
+        row.get_by_role("button", name="Resume").click()
+        expect(row.get_by_role("button", name="Pause…")).to_be_visible()
+        assert ada.stayed()
 
 
 # --- how it looks -------------------------------------------------------------------------------------

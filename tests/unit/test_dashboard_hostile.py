@@ -48,6 +48,7 @@ class World:
             "letter_id": self.letters,
             "event_id": self.events,
             "operation_id": (self.operation,),
+            "job_id": tuple(job.id for job in Monitor(self.bus).jobs().items),
             "name": ("Shop.signedUp",),
         }
         found: list[str] = []
@@ -82,6 +83,8 @@ def make_world(bus: EventBus, run: Any, *, text: str, payload: dict[str, Any], n
     letters = [f"Mail.welcome:{receipt.id}" for receipt in receipts]
     monitor = Monitor(bus)
     monitor.discard(letters[0], by="ada", reason=note, ip="192.0.2.1")
+    monitor.retry_group("Mail.welcome", by="ada", reason=note)
+    monitor.pause("Mail.welcome", by="ada", reason=note)
     monitor.retry(letters[1], by="ada", reason=note)
     return World(
         bus=bus,

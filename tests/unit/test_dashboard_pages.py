@@ -32,7 +32,18 @@ class Changed:
 
 EVIL = "\"><img src=x onerror=alert(1)><script>alert(2)</script>'&"
 PATHS = [
-    *("/", "/operations", "/events", "/subjects", "/dead", "/dead/letters", "/streams", "/workers", "/audit"),
+    *(
+        "/",
+        "/operations",
+        "/events",
+        "/subjects",
+        "/dead",
+        "/dead/letters",
+        "/jobs",
+        "/streams",
+        "/workers",
+        "/audit",
+    ),
 ]
 
 
@@ -69,23 +80,27 @@ class World:
         return operation.id
 
 
+def make_world(bus: EventBus, run: MemoryRun) -> World:
+    found = World(bus, run, Identity(name="ada", role="admin"))
+    blog, comment = bus.group("Blog"), bus.group("Comment")
+
+    @blog.handler(Renamed)
+    def update(event: Renamed) -> None:
+        blog.publish(Changed(user_id=event.user_id))
+
+    @comment.handler(Renamed, retry=RetryPolicy(stop=stop_after_attempt(2)))
+    def rename(event: Renamed) -> None:
+        if found.fails:
+            raise ValueError(f"Test Error!! {event.name}")
+
+    return found
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     bus = new_bus()
     with memory(bus) as run:
-        found = World(bus, run, Identity(name="ada", role="admin"))
-        blog, comment = bus.group("Blog"), bus.group("Comment")
-
-        @blog.handler(Renamed)
-        def update(event: Renamed) -> None:
-            blog.publish(Changed(user_id=event.user_id))
-
-        @comment.handler(Renamed, retry=RetryPolicy(stop=stop_after_attempt(2)))
-        def rename(event: Renamed) -> None:
-            if found.fails:
-                raise ValueError(f"Test Error!! {event.name}")
-
-        yield found
+        yield make_world(bus, run)
 
 
 @pytest.mark.parametrize("path", PATHS)
