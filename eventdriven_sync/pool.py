@@ -113,9 +113,6 @@ class Pool:
             waiting = lane.clear()
             for job in self._jobs.values():
                 waiting += job.give_back() if job.lane is lane else []
-            if lane.queued:
-                self._ready.remove(lane)
-                lane.queued = False
             lane.asked = lane.window()
         _resize(lane)
         return waiting

@@ -236,7 +236,6 @@ class Actions:
             )
         codec, refusal = self._bus.codec, f"{event.name} cannot be retried"
         edited = attrs.evolve(event, data=codec.plain(payload, field="payload", refusal=refusal))
-        codec.pack(edited, self._bus.settings.namespace)
         kind = self._bus.topology.event_types.get(event.name)
         if kind is not None and kind.version == event.version:
             codec.decode(kind, edited.data)

@@ -451,6 +451,7 @@ def test_an_event_is_published_again_as_a_new_one(
 ) -> None:
     Switch.broken = False
     event_id = letter.partition(":")[2]
+    run.clock.advance(1)
     receipt = monitor.publish_again(event_id, by="ada", reason="mail was down", ip="10.0.0.1")
     run.drain()
     detail = monitor.event(receipt.id)
@@ -464,8 +465,19 @@ def test_an_event_is_published_again_as_a_new_one(
     assert monitor.letter(letter).state == "dead"
     [entry] = entries(monitor, touched=event_id)
     assert (entry.action, entry.ids, entry.ip) == ("publish_again", (event_id, receipt.id), "10.0.0.1")
+    assert detail.envelope.published_at > monitor.event(event_id).envelope.published_at
     with pytest.raises(NotFound, match="no event"):
         monitor.publish_again("nothing", by="ada")
+
+
+def test_an_answer_published_again_begins_a_chain_of_its_own(
+    monitor: Monitor, run: MemoryRun, letter: str
+) -> None:
+    [answer] = monitor.events(name="RigUser.greeted").items
+    assert answer.parent_ids
+    fresh = monitor.event(monitor.publish_again(answer.id, by="ada").id).envelope
+    assert (fresh.parent_ids, fresh.source, fresh.depth) == ((), "", 0)
+    assert monitor.chain(fresh.operation_id).events[0].event == fresh
 
 
 def test_a_handler_that_succeeded_runs_again_alone_in_a_chain_of_its_own(

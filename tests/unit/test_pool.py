@@ -667,6 +667,7 @@ def test_a_paused_lane_begins_nothing_and_returns_what_waits(rig: Rig) -> None:
     other: list[str] = []
     free = pool.lane(rig.handler(lambda e: other.append(e.name), name="other"))
     lane.consumptions.append(rig.hand)
+    lane.pace = 1e-6  # one thread takes all of them at once
     attempts = rig.offer(pool, lane, some(5))
     pool.start()
     gate.await_entry()
@@ -702,6 +703,9 @@ def test_what_arrives_at_a_paused_lane_goes_back_to_the_broker_and_claimed_ones_
     pool.offer(lane, [rig.claimed(lane.handler, Renamed(name="Eve"))])
     assert arrived.message is not None
     assert rig.hand.released == [arrived.message.sequence]
+    other: list[str] = []
+    rig.offer(pool, pool.lane(rig.handler(lambda e: other.append(e.name), name="other")), [ADA])
+    eventually(lambda: other == ["Ada"])
     assert (pool.waiting, seen) == (1, [])
     pool.resume(lane)
     eventually(lambda: seen == ["Eve"])
