@@ -11,7 +11,7 @@ import click
 
 from eventdriven_sync.cli.options import Group, agreed, dry_run_option, limit_option, since_option, yes_option
 from eventdriven_sync.cli.render import Column
-from eventdriven_sync.cli.session import Session
+from eventdriven_sync.cli.session import Session, person
 from eventdriven_sync.cli.words import did_you_mean, many, when
 from eventdriven_sync.documents import Document, document
 from eventdriven_sync.errors import BrokerError, ConfigurationError, NotFound, shorten
@@ -29,8 +29,8 @@ class Subscriber:
     """A handler as the catalogue shows it.
 
     Attributes:
-        state: ``in code``, ``vanished`` (not in the code of ``--app``), ``retired``, or ``registered`` when
-            there is no code to compare with.
+        state: ``in code``, ``vanished`` (not in the code of ``--app``), ``retired``, ``paused``, or
+            ``registered`` when there is no code to compare with.
         backlog: messages its consumers still hold; None when NATS cannot be asked.
         deliveries: how many are in each state.
     """
@@ -132,6 +132,33 @@ def retire_handler(session: Session, *, name: str, yes: bool, dry_run: bool) -> 
     session.out.document({"name": name, "retired": True, "streams": streams, "dry_run": False})
 
 
+@handlers.command("pause")
+@click.argument("name", metavar="GROUP.HANDLER")
+@click.option(
+    "--reason", required=True, help="Why: it is shown wherever the handler is, and in the audit log."
+)
+@click.pass_obj
+def pause_handler(session: Session, *, name: str, reason: str) -> None:
+    """Let running workers begin nothing more of a handler, within seconds. Its events wait."""
+    from eventdriven_sync.monitor import Monitor
+
+    Monitor(session.bus()).pause(name, by=person(), reason=reason)
+    session.out.line(f"{name} is paused; `eventdriven handlers resume {name}` lets it run again.")
+    session.out.document({"name": name, "paused": True})
+
+
+@handlers.command("resume")
+@click.argument("name", metavar="GROUP.HANDLER")
+@click.pass_obj
+def resume_handler(session: Session, *, name: str) -> None:
+    """Let a paused handler run again."""
+    from eventdriven_sync.monitor import Monitor
+
+    Monitor(session.bus()).resume(name, by=person())
+    session.out.line(f"{name} runs again.")
+    session.out.document({"name": name, "paused": False})
+
+
 def _warn(session: Session, bus: EventBus, record: HandlerRecord) -> None:
     """Say what retiring gives up."""
     counts = bus.store.deliveries.count(DeliveryQuery(handler=record.name))
@@ -181,6 +208,8 @@ def _consumer(name: str) -> str:
 def _state(record: HandlerRecord, known: set[str] | None) -> str:
     if record.retired_at:
         return "retired"
+    if record.paused:
+        return "paused"
     if known is None:
         return "registered"
     return "in code" if record.name in known else "vanished"

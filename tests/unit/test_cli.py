@@ -33,6 +33,7 @@ from eventdriven_sync.errors import (
     PublishOutcomeUnknown,
     StoreUnavailable,
 )
+from eventdriven_sync.figures import AuditQuery
 from eventdriven_sync.testing import MemoryRun, memory
 from tests.polling import eventually
 
@@ -449,6 +450,23 @@ def test_retiring_deletes_the_consumer_after_asking(vanished: str, run: MemoryRu
 def test_what_cannot_be_retired_is_refused(name: str, said: str, vanished: str) -> None:
     result = cli("handlers", "retire", name, "--yes")
     assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def test_a_handler_is_paused_with_a_reason_and_resumed(story: Story, run: MemoryRun) -> None:
+    name = "Blog.update_author"
+    assert cli("handlers", "pause", name).exit_code == 2
+    paused = cli("handlers", "pause", name, "--reason", "mail is down")
+    assert (paused.exit_code, f"handlers resume {name}" in paused.stdout) == (0, True)
+    [shown] = [each for each in lines(cli("handlers", "list", "--json")) if each["name"] == name]
+    assert (shown["state"], shown["paused"]["reason"]) == ("paused", "mail is down")
+    assert shown["paused"]["by"].startswith("cli:")
+    assert lines(cli("handlers", "resume", name, "--json")) == [{"name": name, "paused": False}]
+    [shown] = [each for each in lines(cli("handlers", "list", "--json")) if each["name"] == name]
+    assert (shown["state"], shown["paused"]) == ("in code", None)
+    actions = {entry.action for entry in run.store.trail.find(AuditQuery(touched=name))}
+    assert actions == {"pause", "resume"}
+    unknown = cli("handlers", "pause", "Blog.nothing", "--reason", "x")
+    assert (unknown.exit_code, "no handler has the name" in unknown.stderr) == (2, True)
 
 
 def test_backlogs_are_unknown_without_nats(story: Story, run: MemoryRun) -> None:
