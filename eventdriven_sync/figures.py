@@ -10,7 +10,7 @@ import attrs
 
 from eventdriven_sync.queries import check_query
 
-MAX_GROUPS = 1000
+MAX_GROUPS = 200
 MAX_IDS = 100
 MAX_LINKS = 20_000
 

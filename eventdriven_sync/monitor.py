@@ -233,7 +233,7 @@ class Monitor(Actions, GroupRetryActions):
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> list[LetterGroup]:
-        """Dead letters by handler and cause, the largest group first: at most 1,000.
+        """Dead letters by handler and cause, the largest group first: at most 200.
 
         Args:
             since: letters whose first attempt was then or later.

@@ -26,6 +26,16 @@ from eventdriven_sync.stores.mongo_events import span
 OPEN = ("pending", "retrying", "running")
 COLUMNS = ("succeeded", "failed", "dead", "discarded")
 
+# Groups dead letters of a handler; reads nothing but the index.
+_GROUP: Document = {
+    "$group": {
+        "_id": "$fingerprint",
+        "count": {"$sum": 1},
+        "first_at": {"$min": "$created_at"},
+        "last_at": {"$max": "$settled_at"},
+    }
+}
+_ERROR = {"error_type": 1, "error_message": 1}
 _EVENT_LINK = {"name": 1, "parent_ids": 1, "source": 1, "operation_id": 1}
 _DELIVERY_LINK = {"_id": 0, "event_id": 1, "handler": 1, "state": 1, "failed": 1, "duration_ms": 1}
 
@@ -102,14 +112,14 @@ class MongoFigures(MongoCounts):
         """Dead letters by handler and fingerprint, the largest group first."""
 
         def group(deliveries: Collection[Document]) -> list[LetterGroup]:
-            # Naming every handler would cost more than reading the whole index.
-            named = {} if handlers is None else {"handler": {"$in": list(handlers)}}
-            where = {"state": "dead"} | named | span("created_at", since, until)
-            rows = list(deliveries.aggregate(_group_stages(where), hint="dead"))
-            newest = {"_id": {"$in": [row["newest"]["id"] for row in rows]}}
-            shown = deliveries.find(newest, {"error_type": 1, "error_message": 1})
-            examples = {document["_id"]: document for document in shown}
-            return [_letter_group(row, examples.get(row["newest"]["id"], {})) for row in rows]
+            # One handler at a time: naming several would cost more than reading all of the index.
+            rows: list[Document] = []
+            for name in deliveries.distinct("handler") if handlers is None else sorted(set(handlers)):
+                where = {"state": "dead", "handler": name} | span("created_at", since, until)
+                found = deliveries.aggregate([{"$match": where}, _GROUP], hint="dead")
+                rows += [{"handler": name} | row for row in found]
+            rows.sort(key=lambda row: (-row["count"], row["handler"], row["_id"] or ""))
+            return [_letter_group(row, _newest(deliveries, row)) for row in rows[:MAX_GROUPS]]
 
         return self.ask(DELIVERIES, "groups of dead letters", group)
 
@@ -160,28 +170,17 @@ def _oldest(deliveries: Collection[Document], handler: str) -> datetime | None:
     return found["created_at"] if found else None
 
 
-def _group_stages(where: Document) -> list[Document]:
-    """The stages that group dead letters; they read nothing but the index."""
-    return [
-        {"$match": where},
-        {
-            "$group": {
-                "_id": {"handler": "$handler", "fingerprint": "$fingerprint"},
-                "count": {"$sum": 1},
-                "first_at": {"$min": "$created_at"},
-                "last_at": {"$max": "$settled_at"},
-                "newest": {"$max": {"at": "$created_at", "id": "$_id"}},
-            }
-        },
-        {"$sort": {"count": -1, "_id": 1}},
-        {"$limit": MAX_GROUPS},
-    ]
+def _newest(deliveries: Collection[Document], row: Mapping[str, Any]) -> Document:
+    """The newest letter of a group, as its example."""
+    where = {"state": "dead", "handler": row["handler"], "fingerprint": row["_id"]}
+    newest = [("created_at", -1), ("_id", -1)]
+    return deliveries.find_one(where, _ERROR, sort=newest, hint="dead") or {}
 
 
 def _letter_group(row: Mapping[str, Any], example: Mapping[str, Any]) -> LetterGroup:
     return LetterGroup(
-        handler=row["_id"]["handler"],
-        fingerprint=row["_id"].get("fingerprint", ""),
+        handler=row["handler"],
+        fingerprint=row["_id"] or "",
         error_type=example.get("error_type", ""),
         message=example.get("error_message", ""),
         count=row["count"],

@@ -332,3 +332,16 @@ def test_of_very_large_chains_a_part_is_read(
         monkeypatch.setattr(module, "MAX_LINKS", 3)
     links = figures.links(given.event_name, since=given.at(-1), until=given.at(1), limit=2)
     assert (len(links.roots), len(links.events), links.truncated) == (2, 3, True)
+
+
+def test_of_very_many_groups_the_largest_are_told(
+    stage: StoreStage, figures: Figures, given: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["one", "two", "three"]
+    stage.store.deliveries.settle(
+        [dead(given, n, words[n]) for n in range(3)] + [dead(given, n, words[n]) for n in (1, 2, 2)]
+    )
+    for module in (mongo_figures, memory_figures):
+        monkeypatch.setattr(module, "MAX_GROUPS", 2)
+    found = [(each.message, each.count) for each in figures.letter_groups([given.handler])]
+    assert found == [("three", 3), ("two", 2)]

@@ -364,7 +364,7 @@ def _single(command: dict[str, Any]) -> Iterator[SON[str, Any]]:
 
 def _is_count(command: dict[str, Any]) -> bool:
     """Counts of many events or letters read nothing but an index."""
-    return command.get("aggregate") == "events" or command.get("hint") == "dead"
+    return command.get("aggregate") == "events" or (command.get("hint") == "dead" and "aggregate" in command)
 
 
 def _small_result(command: dict[str, Any]) -> bool:
