@@ -36,8 +36,8 @@ from eventdriven_sync.people import USER_STATES, UserChange
 api = Routes(kind="api")
 
 DESCRIPTION = Path(__file__).parent / "openapi.json"
-_SPAN = {"since": moment, "until": moment}
-_PAGE = {"after": text, "limit": page_size}
+SPAN = {"since": moment, "until": moment}
+PAGE = {"after": text, "limit": page_size}
 
 
 def answer(found: Document) -> Response:
@@ -114,7 +114,7 @@ def api_streams() -> Response:
 def api_operations() -> Response:
     """Operations, newest first."""
     status = choice("running", "succeeded", "failed")
-    asked = arguments(kind=text, name=text, user=text, status=status, **_SPAN, **_PAGE)
+    asked = arguments(kind=text, name=text, user=text, status=status, **SPAN, **PAGE)
     return answer(page_document(monitor().operations(**asked)))
 
 
@@ -135,7 +135,7 @@ def api_chain(operation_id: str) -> Response:
 @api.get("/api/v1/events", role="viewer")
 def api_events() -> Response:
     """Events, newest first."""
-    asked = arguments(name=text, group=text, key=text, payload=payload_fields, **_SPAN, **_PAGE)
+    asked = arguments(name=text, group=text, key=text, payload=payload_fields, **SPAN, **PAGE)
     return answer(page_document(monitor().events(**asked)))
 
 
@@ -149,14 +149,14 @@ def api_event(event_id: str) -> Response:
 @api.get("/api/v1/subjects", role="viewer")
 def api_subjects() -> Response:
     """A row for each event name: what was published, and how its handlers did."""
-    found = monitor().subjects(**arguments(**_SPAN))
+    found = monitor().subjects(**arguments(**SPAN))
     return answer({"items": [document(each) for each in found]})
 
 
 @api.get("/api/v1/subjects/<name>/chain", role="viewer")
 def api_chain_summary(name: str) -> Response:
     """What the events of a name set off, added up over the newest of them."""
-    return answer(document(monitor().chain_summary(name, **arguments(sample=number(1, 1000), **_SPAN))))
+    return answer(document(monitor().chain_summary(name, **arguments(sample=number(1, 1000), **SPAN))))
 
 
 def chain_list(chain: Chain) -> Document:
@@ -197,14 +197,14 @@ def _event_document(detail: EventDetail) -> Document:
 @api.get("/api/v1/letter-groups", role="viewer")
 def api_letter_groups() -> Response:
     """Dead letters by handler and cause, the largest group first."""
-    found = monitor().letter_groups(**arguments(handler=text, group=text, **_SPAN))
+    found = monitor().letter_groups(**arguments(handler=text, group=text, **SPAN))
     return answer({"items": [document(each) for each in found]})
 
 
 @api.get("/api/v1/letters", role="viewer")
 def api_letters() -> Response:
     """Dead letters, newest first, without events and stacks."""
-    asked = arguments(handler=text, group=text, fingerprint=text, **_SPAN, **_PAGE)
+    asked = arguments(handler=text, group=text, fingerprint=text, **SPAN, **PAGE)
     return answer(page_document(monitor().letters(**asked), delivery_summary))
 
 
@@ -219,7 +219,7 @@ def api_letter(delivery_id: str) -> Response:
 def api_retry(delivery_id: str) -> Response:
     """Run a dead letter again with fresh attempts."""
     arguments()
-    monitor().retry(delivery_id, **body(reason=reason), **_actor())
+    monitor().retry(delivery_id, **body(reason=reason), **actor())
     return answer({"id": delivery_id, "state": "retrying"})
 
 
@@ -228,7 +228,7 @@ def api_discard(delivery_id: str) -> Response:
     """Give up on a dead or retrying delivery; the reason stays on record."""
     arguments()
     why = required(body(reason=reason), "reason")
-    monitor().discard(delivery_id, reason=why, **_actor())
+    monitor().discard(delivery_id, reason=why, **actor())
     return answer({"id": delivery_id, "state": "discarded"})
 
 
@@ -238,7 +238,7 @@ def api_discard(delivery_id: str) -> Response:
 @api.get("/api/v1/audit", role="admin")
 def api_audit() -> Response:
     """Who did what, newest first."""
-    found = monitor().audit_log(**arguments(who=text, action=text, touched=text, **_SPAN, **_PAGE))
+    found = monitor().audit_log(**arguments(who=text, action=text, touched=text, **SPAN, **PAGE))
     return answer(page_document(found))
 
 
@@ -254,7 +254,7 @@ def api_approve_user(name: str) -> Response:
     """Let in somebody who asked for an account, or was disabled; as a viewer unless a role is given."""
     arguments()
     fields = body(role=role)
-    return answer(user_document(_accounts().approve(name, **fields, **_actor())))
+    return answer(user_document(_accounts().approve(name, **fields, **actor())))
 
 
 @api.post("/api/v1/users/<name>/role", role="admin")
@@ -272,8 +272,7 @@ def api_disable_user(name: str) -> Response:
 
 def _change_user(name: str, change: UserChange) -> Response:
     arguments()
-    actor = _actor()
-    return answer(user_document(_accounts().change(name, change, **actor)))
+    return answer(user_document(_accounts().change(name, change, **actor())))
 
 
 def _accounts() -> Accounts:
@@ -283,6 +282,6 @@ def _accounts() -> Accounts:
     return mount.accounts
 
 
-def _actor() -> dict[str, str]:
+def actor() -> dict[str, str]:
     """Who makes the request and from where, for the audit log."""
     return {"by": identity().name, "ip": request.remote_addr or ""}

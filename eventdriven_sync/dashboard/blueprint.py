@@ -16,7 +16,7 @@ from eventdriven_sync.bus import EventBus
 from eventdriven_sync.dashboard.access import Access, access_of
 from eventdriven_sync.dashboard.accounts import Accounts
 from eventdriven_sync.dashboard.action_pages import action_pages
-from eventdriven_sync.dashboard.api import api
+from eventdriven_sync.dashboard.api_actions import api
 from eventdriven_sync.dashboard.assets import files
 from eventdriven_sync.dashboard.chain_pages import chain_pages
 from eventdriven_sync.dashboard.failures import respond

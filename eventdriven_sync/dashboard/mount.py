@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import attrs
 from flask import Request, current_app, g, request, url_for
+from werkzeug.exceptions import TooManyRequests
 from werkzeug.wrappers import Response
 
 from eventdriven_sync.bus import EventBus
@@ -20,6 +22,7 @@ from eventdriven_sync.redaction import Redaction
 
 Authorize = Callable[[Request], Identity | None]
 
+MAX_BULK = 10  # a minute
 EXTENSION = "eventdriven_dashboard"
 _SECRET_LENGTH = len(new_secret())
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Via")
@@ -145,7 +148,18 @@ def bus() -> EventBus:
 
 def monitor() -> Monitor:
     """What the present request asks and acts through: what its maker may not see is not in the answers."""
-    return screened(Monitor(bus()), identity(), visit().mount.redaction)
+    return screened(Monitor(bus()), identity(), visit().mount.redaction, slow_down=_slow_down)
+
+
+def _slow_down() -> None:
+    """Count what one person sets in motion, over all processes."""
+    bus().open()
+    [strikes] = bus().store.people.strike([f"bulk:{identity().name}"], window=60)
+    if strikes.count > MAX_BULK:
+        raise TooManyRequests(
+            f"That was more than {MAX_BULK} times in a minute: wait and look what came of it.",
+            retry_after=math.ceil(strikes.left),
+        )
 
 
 def identity() -> Identity:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import attrs
 from flask import request
 from werkzeug.exceptions import BadRequest
 
-from eventdriven_sync.config import check_text
+from eventdriven_sync.config import check_number, check_text
 from eventdriven_sync.dashboard.access import Role, check_role
 from eventdriven_sync.errors import InvalidOption, shorten
 from eventdriven_sync.store import MAX_TEXT
@@ -19,6 +20,18 @@ from eventdriven_sync.store import MAX_TEXT
 T = TypeVar("T")
 Parser = Callable[[str, str], Any]
 """Takes a parameter's name and text, and gives its value or raises InvalidOption."""
+
+
+@attrs.frozen
+class JsonParser:
+    """A parser of a JSON value that is no text, in a body."""
+
+    parse: Callable[[str, Any], Any]
+
+    def __call__(self, name: str, given: Any) -> Any:
+        """The value, or InvalidOption."""
+        return self.parse(name, given)
+
 
 MAX_PAGE = 200
 MAX_REASON = 2000
@@ -47,7 +60,7 @@ def arguments(**parsers: Parser) -> dict[str, Any]:
 
 
 def body(**parsers: Parser) -> dict[str, Any]:
-    """The fields of the JSON object in the request's body: text only, as far as they are given.
+    """The fields of the JSON object in the request's body, as far as they are given.
 
     Raises:
         BadRequest: it is no JSON object, or has other fields.
@@ -57,10 +70,13 @@ def body(**parsers: Parser) -> dict[str, Any]:
     unknown = [name for name in document if name not in parsers]
     if unknown:
         raise BadRequest(f"{shorten(unknown[0])} is no field here: there are {', '.join(parsers) or 'none'}.")
-    for name, value in document.items():
-        if not isinstance(value, str):
-            raise BadRequest(f"{name} is {shorten(value)}: give text.")
-    return {name: parse(name, document[name]) for name, parse in parsers.items() if name in document}
+    return {name: _field(name, document[name], parse) for name, parse in parsers.items() if name in document}
+
+
+def _field(name: str, value: Any, parse: Parser) -> Any:
+    if not isinstance(parse, JsonParser) and not isinstance(value, str):
+        raise BadRequest(f"{name} is {shorten(value)}: give text.")
+    return parse(name, value)
 
 
 def required(found: Mapping[str, Any], name: str) -> Any:
@@ -111,6 +127,11 @@ def number(low: int, high: int) -> Parser:
         return int(given)
 
     return parse
+
+
+def whole(low: int, high: int) -> JsonParser:
+    """A whole number in a range, as JSON has it."""
+    return JsonParser(lambda name, given: check_number(given, field=name, low=low, high=high, whole=True))
 
 
 page_size = number(1, MAX_PAGE)

@@ -25,8 +25,6 @@ T = TypeVar("T")
 # What is stored was bounded when it was stored: here nothing is to be left out.
 AS_STORED = Redaction(max_text=64 * 1024, max_items=10_000, max_depth=50, max_bytes=8 * 1024 * 1024)
 
-# What a reader of some groups may call beside the questions: actions on one delivery, named first.
-_ON_DELIVERIES = frozenset({"retry", "retry_edited", "discard", "undo_discard", "run_again"})
 _QUESTIONS = frozenset(
     {
         "audit_log",
@@ -48,6 +46,9 @@ _QUESTIONS = frozenset(
         "workers",
     }
 )
+
+# What sets much in motion, and may be done so often only.
+_BULK = frozenset({"publish_again", "retry_group", "run_again"})
 
 NOT_SHOWN: Mapping[str, Any] = {"…": "payloads are shown to operators and admins"}
 
@@ -84,8 +85,12 @@ class Screen:
     def reaches(self, value: object) -> bool:
         """Whether the reader's groups include the one that a record belongs to."""
         if isinstance(value, (Delivery, LetterGroup, RetryJob)):
-            return self._reader.reaches(value.handler.partition(".")[0])
+            return self.reaches_handler(value.handler)
         return True
+
+    def reaches_handler(self, handler: str) -> bool:
+        """Whether the reader's groups include the handler's."""
+        return self._reader.reaches(handler.partition(".")[0])
 
     @property
     def reaches_everything(self) -> bool:
@@ -209,9 +214,10 @@ class Screen:
 class ScreenedMonitor:
     """A ``Monitor`` whose answers are screened and whose actions reach the reader's groups only."""
 
-    def __init__(self, monitor: Monitor, screen: Screen) -> None:
+    def __init__(self, monitor: Monitor, screen: Screen, slow_down: Callable[[], None]) -> None:
         self._monitor = monitor
         self._screen = screen
+        self._slow_down = slow_down
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._monitor, name)
@@ -219,6 +225,8 @@ class ScreenedMonitor:
         def screened(*args: Any, **options: Any) -> Any:
             if name not in _QUESTIONS:
                 self._check_action(name, args)
+            if name in _BULK:
+                self._slow_down()
             answer = method(*args, **options)
             if not self._screen.reaches(answer):
                 raise _unknown(args[0])
@@ -227,19 +235,54 @@ class ScreenedMonitor:
         return screened
 
     def _check_action(self, name: str, args: tuple[Any, ...]) -> None:
-        """Of a delivery of another group nobody learns more than of one that does not exist."""
+        """Of what belongs to another group nobody learns more than of what does not exist."""
         if self._screen.reaches_everything:
             return
-        if name not in _ON_DELIVERIES or len(args) != 1:
+        touched = _TOUCHED.get(name)
+        if touched is None or len(args) != 1:
             raise Forbidden("You act on deliveries of some groups only: this touches others as well.")
-        if not self._screen.reaches(self._monitor.letter(args[0])):
+        if not self._screen.reaches_handler(touched(self._monitor, args[0])):
             raise _unknown(args[0])
 
 
-def screened(monitor: Monitor, reader: Identity, redaction: Redaction) -> Monitor:
-    """The monitor as this reader may use it."""
-    return cast(Monitor, ScreenedMonitor(monitor, Screen(reader, redaction)))
+def screened(
+    monitor: Monitor, reader: Identity, redaction: Redaction, *, slow_down: Callable[[], None]
+) -> Monitor:
+    """The monitor as this reader may use it.
+
+    Args:
+        slow_down: called before each action that touches or begins many deliveries; raises when there were
+            too many of them.
+    """
+    return cast(Monitor, ScreenedMonitor(monitor, Screen(reader, redaction), slow_down))
 
 
-def _unknown(delivery_id: str) -> NotFound:
-    return NotFound(f"no delivery has the id {shorten(delivery_id)}", id=delivery_id)
+def _handler_of_letter(monitor: Monitor, delivery_id: str) -> str:
+    return monitor.letter(delivery_id).handler
+
+
+def _handler_of_job(monitor: Monitor, job_id: str) -> str:
+    return monitor.job(job_id).handler
+
+
+def _handler_itself(monitor: Monitor, handler: str) -> str:
+    return str(handler)
+
+
+# Which handler an action touches, by its first argument. Others are not for who is bound to groups.
+_TOUCHED: Mapping[str, Callable[[Monitor, str], str]] = {
+    "retry": _handler_of_letter,
+    "retry_edited": _handler_of_letter,
+    "discard": _handler_of_letter,
+    "undo_discard": _handler_of_letter,
+    "run_again": _handler_of_letter,
+    "preview_retry": _handler_itself,
+    "retry_group": _handler_itself,
+    "pause": _handler_itself,
+    "resume": _handler_itself,
+    "cancel": _handler_of_job,
+}
+
+
+def _unknown(record_id: str) -> NotFound:
+    return NotFound(f"nothing has the id {shorten(record_id)}", id=record_id)
