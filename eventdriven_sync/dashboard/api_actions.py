@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,10 @@ from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Response
 
 from eventdriven_sync.dashboard.api import PAGE, SPAN, actor, answer, api, page_document
-from eventdriven_sync.dashboard.mount import monitor
+from eventdriven_sync.dashboard.editing import edited_payload
+from eventdriven_sync.dashboard.mount import bus, monitor
 from eventdriven_sync.dashboard.parameters import (
+    an_object,
     arguments,
     body,
     choice,
@@ -24,8 +27,22 @@ from eventdriven_sync.documents import document
 from eventdriven_sync.envelope import check_id
 from eventdriven_sync.errors import InvalidOption
 from eventdriven_sync.jobs import MAX_CANARIES
+from eventdriven_sync.monitor import Monitor
 
 _MAX_COUNT = 10**9
+
+
+@api.post("/api/v1/letters/<delivery_id>/retry-edited", role="operator")
+def api_retry_edited(delivery_id: str) -> Response:
+    """Run a dead letter again with another payload; hidden values that stay where they were are kept."""
+    arguments()
+    fields = body(payload=an_object, reason=reason)
+    payload = required(fields, "payload")
+    shown, stored = monitor().letter(delivery_id).event, Monitor(bus()).letter(delivery_id).event
+    if shown is not None and stored is not None:
+        payload = edited_payload(json.dumps(payload), shown=shown.data, stored=stored.data)
+    monitor().retry_edited(delivery_id, payload, reason=fields.get("reason", ""), **actor())
+    return answer({"id": delivery_id, "state": "retrying"})
 
 
 @api.post("/api/v1/letters/<delivery_id>/undo-discard", role="operator")

@@ -43,7 +43,8 @@ def letters() -> Response:
     )
     kept = asking.kept("handler", "group", "fingerprint", "since", "until", "after")
     seen = [each for each in found.items if identity().reaches(each.group)]
-    whole = not identity().groups and {"since", "until", "group"}.isdisjoint(kept)
+    theirs = identity().reaches(kept.get("handler", "").partition(".")[0])
+    whole = theirs and {"since", "until", "group"}.isdisjoint(kept)
     matching = (
         monitor().preview_retry(kept["handler"], fingerprint=kept.get("fingerprint"))
         if whole and "handler" in kept

@@ -134,6 +134,13 @@ def whole(low: int, high: int) -> JsonParser:
     return JsonParser(lambda name, given: check_number(given, field=name, low=low, high=high, whole=True))
 
 
+def _an_object(name: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise InvalidOption(f"{name} is {shorten(given)}: give a JSON object", field=name)
+    return given
+
+
+an_object = JsonParser(_an_object)
 page_size = number(1, MAX_PAGE)
 
 

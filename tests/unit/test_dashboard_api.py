@@ -221,6 +221,20 @@ def test_a_body_that_cannot_be_meant_changes_nothing(
     assert told.bus.dead_letters.get(told.dead).state == "dead"
 
 
+def test_a_dead_letter_is_retried_with_another_payload(caller: Caller, told: Story) -> None:
+    path = f"/letters/{told.dead}/retry-edited"
+    shown = caller.found(f"/letters/{told.dead}")["event"]["data"]
+    for wrong in ({}, {"payload": "x"}, {"payload": []}, {"payload": shown | {"user_id": shown["password"]}}):
+        assert caller.post(path, wrong).status_code == 400
+    assert caller.post(path, {"payload": shown | {"name": "Grace"}, "reason": "typo"}).status_code == 200
+    stored = told.bus.dead_letters.get(told.dead)
+    assert stored.state == "retrying"
+    assert stored.event is not None
+    # What was hidden and left alone is as it was.
+    assert (stored.event.data["name"], stored.event.data["password"]) == ("Grace", "hunter2hunter2")
+    assert caller.post(path, {"payload": shown}).status_code == 409
+
+
 def test_a_discard_is_undone(caller: Caller, told: Story) -> None:
     caller.post(f"/letters/{told.dead}/discard", {"reason": "a test"})
     answer = caller.post(f"/letters/{told.dead}/undo-discard")
