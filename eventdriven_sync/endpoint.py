@@ -203,7 +203,6 @@ class _Server(TCPServer):
 
 class _Request(BaseHTTPRequestHandler):
     server: _Server
-    timeout = PATIENCE
     server_version, sys_version = "eventdriven_sync", ""
 
     def setup(self) -> None:

@@ -23,7 +23,7 @@ from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import StoreError
 from eventdriven_sync.events import event
 from eventdriven_sync.records import HandlerRecord, WorkerRecord
-from eventdriven_sync.store import EventQuery
+from eventdriven_sync.store import DeliveryQuery, EventQuery
 from eventdriven_sync.stores.memory import MemoryStore
 
 ROOT = Path(__file__).parents[2]
@@ -445,7 +445,10 @@ def test_in_memory_nothing_fails_and_what_needs_servers_is_skipped(bus: EventBus
 def test_the_round_trip_leaves_no_handler_consumer_or_worker(bus: EventBus) -> None:
     bus.open()
     assert ping(bus).obstacle == ""
-    assert [record.name for record in bus.store.directory.handlers()] == ["Blog.rename"]
+    assert [record.name for record in bus.store.directory.handlers(retired=True)] == ["Blog.rename"]
+    assert bus.store.events.find(EventQuery()) == []
+    assert bus.store.deliveries.find(DeliveryQuery()) == []
+    assert bus.store.directory.stats(since=NOW - timedelta(hours=1)) == []
     consumers = [c.name for s in bus.broker.streams("blog_", timeout=1) for c in s.consumers]
     assert consumers == ["Blog__rename"]
     assert bus.store.directory.workers() == []
@@ -457,6 +460,17 @@ def test_the_round_trip_can_be_repeated(bus: EventBus) -> None:
     assert ping(bus).obstacle == ""
     second = ping(bus)
     assert (second.obstacle, len(second.seconds), second.committed) == ("", 5, True)
+
+
+def test_a_round_trip_that_cannot_be_tidied_up_says_so_and_counts(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise StoreError("may not delete")
+
+    monkeypatch.setattr(bus.store, "erase", refuse)
+    assert ping(bus).obstacle == ""
+    assert "The round trip left its events: may not delete" in caplog.text
 
 
 def test_without_round_trip_nothing_is_published(bus: EventBus) -> None:

@@ -205,6 +205,12 @@ def test_no_request_breaks_it(served: HealthEndpoint, request_bytes: bytes) -> N
     assert statuses(served) == (200, 200, 200)
 
 
+def test_a_head_request_gets_no_body(served: HealthEndpoint) -> None:
+    answer = raw(served, b"HEAD /live HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.0 200 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
 def test_a_client_that_says_nothing_holds_it_no_longer_than_its_patience(
     served: HealthEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from eventdriven_sync.records import Delivery, delivery_id
 from eventdriven_sync.stores.memory import MemoryStore
 from eventdriven_sync.vitals import Stalls
 from tests.polling import eventually
-from tests.unit.rig import Gate, Greeted, Renamed
+from tests.unit.rig import Gate, Greeted, Renamed, Rig
 
 ADA = Renamed(name="Ada")
 PARTS = ["event store", "broker", "worker threads", "recovery lane", "reconciler", "heartbeat"]
@@ -471,6 +471,20 @@ def test_without_an_answer_about_workers_nobody_is_blamed(
 
 
 # --- values and judgements --------------------------------------------------------------------------------
+
+
+def test_messages_whose_outcome_was_known_count_as_settled() -> None:
+    rig = Rig()
+    handler = rig.handler(lambda e: None, name="keep")
+    first = rig.arrived(handler, rig.envelope(ADA))
+    rig.executor.read(first)
+    rig.store.deliveries.settle([rig.executor.settlement(first, None)])
+    again = rig.arrived(handler, rig.envelope(ADA, id=first.delivery_id.partition(":")[2]))
+    rig.executor.read(again)
+    assert rig.stats.settled_at() == {}
+    assert rig.settler.admit([again]) == []
+    assert list(rig.stats.settled_at()) == ["Blog.keep"]
+    rig.close()
 
 
 def waiting(**changes: Any) -> HandlerProgress:
