@@ -419,6 +419,12 @@ def test_the_least_versions_are_those_of_setup() -> None:
 # --- the whole diagnosis, in memory -----------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def nothing_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process import Celery and leave connections open."""
+    monkeypatch.setattr("eventdriven_sync.doctor.facts.PREFORKERS", ())
+
+
 @pytest.fixture
 def bus() -> Iterator[EventBus]:
     with EventBus(
