@@ -50,6 +50,7 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Check]], ...] = (
     ("durability", durability.verdict),
     ("round trip", service_checks.round_trip),
     ("workers", service_checks.workers),
+    ("paused handlers", service_checks.paused),
     ("backlog", service_checks.backlog),
     ("overdue deliveries", service_checks.overdue),
     ("dead letters", service_checks.dead_letters),

@@ -22,7 +22,7 @@ from eventdriven_sync.doctor.ping import RoundTrip, ping
 from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import StoreError
 from eventdriven_sync.events import event
-from eventdriven_sync.records import HandlerRecord, WorkerRecord
+from eventdriven_sync.records import HandlerRecord, Pause, WorkerRecord
 from eventdriven_sync.store import DeliveryQuery, EventQuery
 from eventdriven_sync.stores.memory import MemoryStore
 
@@ -85,6 +85,7 @@ def worker(**changes: Any) -> WorkerRecord:
 RECORD = HandlerRecord(
     name="Blog.rename", events=("User.renamed",), starts_at=NOW, registered_at=NOW, seen_at=NOW
 )
+PAUSE = Pause(at=NOW - timedelta(hours=2), by="ada", reason="the posts are moved")
 SERVER = {"version": "2.15.1", "max_payload": 1 << 20, "auth_required": True, "tls_required": True}
 SYNCED = {
     "jetstream": {"config": {"sync_always": True, "max_storage": 1000}, "stats": {"storage": 100}},
@@ -302,6 +303,12 @@ ILL: list[tuple[str, dict[str, Any], str, str]] = [
     ("round trip", {"trip": Unknown("not asked for", skipped=True)}, "info", "not asked for"),
     ("workers", {"workers": [lonely]}, "warn", "no worker runs Blog.rename"),
     (
+        "paused handlers",
+        {"handlers": [attrs.evolve(RECORD, paused=PAUSE)]},
+        "warn",
+        "Blog.rename since 2.0 h by ada",
+    ),
+    (
         "backlog",
         {"streams": [stream(consumer(pending=2, oldest_at=NOW - timedelta(hours=3)))]},
         "warn",
@@ -322,6 +329,11 @@ def test_a_fault_is_found(name: str, changes: dict[str, Any], level: str, said: 
     found = judged(name, **changes)
     assert (found.level, said in found.finding) == (level, True), found
     assert found.cure or level == "info"
+
+
+def test_what_waits_for_a_paused_handler_is_not_stuck() -> None:
+    paused = {"handlers": [attrs.evolve(RECORD, paused=PAUSE)]}
+    assert judged("consumer progress", **both(stream(waits)), **paused).level == "ok"
 
 
 UNSEEN = {"monitoring": Unknown("no URL", skipped=True)}

@@ -98,7 +98,14 @@ def test_what_is_well_is_200_with_its_parts_and_its_work(served: HealthEndpoint)
         "reasons": [],
         "settled_ago": 1.3,
         "handlers": {
-            "Blog.keep": {"pending": 3, "in_hand": 1, "overdue": 0.0, "settled_ago": 1.3, "stalled": ""}
+            "Blog.keep": {
+                "pending": 3,
+                "in_hand": 1,
+                "overdue": 0.0,
+                "settled_ago": 1.3,
+                "paused": False,
+                "stalled": "",
+            }
         },
         "running": [{"handler": "Blog.keep", "count": 1, "seconds": 12.3, "timeout": 60.0, "hung": False}],
     }
