@@ -170,6 +170,7 @@ def _progress(health: Health) -> tuple[bool, Document]:
                 "in_hand": handler.in_hand,
                 "overdue": _rounded(handler.overdue),
                 "settled_ago": _rounded(handler.settled_ago),
+                "paused": handler.paused,
                 "stalled": handler.stalled,
             }
             for handler in progress.handlers
@@ -203,7 +204,6 @@ class _Server(TCPServer):
 
 class _Request(BaseHTTPRequestHandler):
     server: _Server
-    timeout = PATIENCE
     server_version, sys_version = "eventdriven_sync", ""
 
     def setup(self) -> None:

@@ -64,6 +64,7 @@ class HandlerProgress:
         in_hand: what this process has taken and not settled.
         overdue: seconds for which its oldest due delivery waits; 0.0 if none is due, None if not known.
         settled_ago: seconds since this process settled something of it; None if it has not yet.
+        paused: a person paused it, so that what waits is as it should be.
         stalled: why it counts as stalled, or empty.
     """
 
@@ -72,6 +73,7 @@ class HandlerProgress:
     in_hand: int = 0
     overdue: float | None
     settled_ago: float | None = None
+    paused: bool = False
     stalled: str = ""
 
 

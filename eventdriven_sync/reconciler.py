@@ -81,6 +81,7 @@ class Reconciler:
             if self._guard(self.round):
                 self.pulse.well()
             for chore in self._chores if self._leads else ():
+                self.pulse.beat()
                 self._guard(chore)
         try:
             self._store.directory.resign(ROLE, self._holder)

@@ -320,6 +320,12 @@ class Store(Protocol):
     def run_transaction(self, body: Callable[[Any], T], *, timeout: float) -> T:
         """Run ``body(session)`` in a transaction; run it again on transient errors within ``timeout``."""
 
+    def erase(self, handler: str, event_ids: Sequence[str]) -> None:
+        """Remove a handler, these events, their deliveries to it, and its statistics of the last hour.
+
+        For a probe that leaves nothing behind: nobody else may be subscribed to these events. At most 1,000.
+        """
+
     def info(self) -> dict[str, Any]:
         """Facts about the server for the doctor: version, replica set, indexes, journaling, clock."""
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 THREADS = "worker threads"
 # Beyond the deadlines of the calls that a round is made of.
 PATIENCE = 10.0
-# A round asks a server several times, each within its own deadline, and ends at the first failure.
-_CALLS = 3
+# A round asks a server several times, each within its own deadline. Who calls a thread dead has it killed.
+_CALLS = 10
 
 
 class Vitals:
@@ -128,6 +128,7 @@ class Vitals:
                 name=name,
                 in_hand=lane.in_hand + held[name],
                 settled_ago=now - settled[name] if name in settled else None,
+                paused=lane.paused,
                 **answers.work(name),
             )
             for name, lane in sorted(self._lanes.items())
@@ -164,7 +165,7 @@ class Stalls:
         with self._lock:
             for handler in work:
                 queues = full and bool(handler.in_hand or handler.overdue)
-                if not waits(handler) or handler.name in at_work or queues:
+                if not waits(handler) or handler.paused or handler.name in at_work or queues:
                     self._waits_since[handler.name] = now
             since = {each.name: self._waits_since.setdefault(each.name, now) for each in work}
         return tuple(

@@ -104,7 +104,7 @@ def audit(session: Session, *, since: datetime | None) -> None:
 def doctor(session: Session, *, monitoring_url: str | None, no_round_trip: bool) -> None:
     """Check servers, settings and the service; say what to do. Exit 1 if a check failed.
 
-    It takes up to 20 seconds. Six test events are published and handled, and stay stored.
+    It takes up to 20 seconds. Six test events are published, handled and removed again.
     """
     from eventdriven_sync.doctor import diagnose
 

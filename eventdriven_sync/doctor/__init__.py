@@ -50,6 +50,7 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Check]], ...] = (
     ("durability", durability.verdict),
     ("round trip", service_checks.round_trip),
     ("workers", service_checks.workers),
+    ("paused handlers", service_checks.paused),
     ("backlog", service_checks.backlog),
     ("overdue deliveries", service_checks.overdue),
     ("dead letters", service_checks.dead_letters),
@@ -63,9 +64,8 @@ def diagnose(bus: EventBus, *, monitoring_url: str | None = None, round_trip: bo
     """Check both servers, the settings and the service; takes up to 20 seconds and never raises for findings.
 
     It opens the event store (which creates what indexes are missing), takes and gives back a lease, and
-    aborts a transaction. With ``round_trip`` it publishes six events ``Eventdriven.ping``, handles them, and
-    retires their handler and deletes its consumer again; the events, their deliveries and their stream
-    remain.
+    aborts a transaction. With ``round_trip`` it publishes six events ``Eventdriven.ping`` and handles them;
+    they and their handler are removed again, only their stream remains.
 
     Args:
         monitoring_url: NATS's monitoring port, for example ``http://localhost:8222``; only there can be seen

@@ -201,9 +201,12 @@ def consumer_progress(facts: Facts) -> Check:
     """What waits in a consumer is moving."""
     before = {(c.stream, c.name): c for c in _consumers(_streams(facts))}
     served = {name.replace(".", "__") for worker in known(facts.workers) for name in worker.handlers}
+    # Of those there is a check of its own.
+    paused = {record.name.replace(".", "__") for record in known(facts.handlers) if record.paused}
     verdicts = [
         _progress(before.get((after.stream, after.name), after), after, served=after.name in served)
         for after in _consumers(known(facts.later))
+        if after.name not in paused
     ]
     worst = sorted(filter(None, verdicts), key=lambda check: check.level)
     return worst[0] if worst else ok(f"nothing is stuck in {len(verdicts)} consumer(s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -21,6 +22,8 @@ from eventdriven_sync.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from eventdriven_sync.bus import EventBus
+
+log = logging.getLogger(__name__)
 
 GROUP, HANDLER = "Eventdriven", "ping"
 PINGS = 5
@@ -54,7 +57,7 @@ class RoundTrip:
 
 
 def ping(bus: EventBus, *, patience: float = PATIENCE) -> RoundTrip:
-    """Publish a few events and handle them. Afterwards its handler is retired and its consumer deleted.
+    """Publish a few events and handle them. Afterwards all of it is removed, but what NATS has of it.
 
     Args:
         patience: seconds for all of it.
@@ -85,28 +88,34 @@ class _Trip:
         self._bus.group(GROUP).handler(Ping, name=HANDLER, retry=RetryPolicy(), timeout=patience)(
             self._handle
         )
+        self._published: list[str] = []
         self._handler: Handler = self._bus.handlers[f"{GROUP}.{HANDLER}"]
         self.result = RoundTrip()
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Registered, with a consumer; both are gone afterwards."""
+        """Registered, with a consumer; both are gone afterwards, with everything that was published."""
         specs = self._bus.subscribe([self._handler])
         self._bus.broker.declare(specs, timeout=self._bus.settings.broker_timeout)
         try:
             yield
         finally:
-            with suppress(EventDrivenError):
-                self._bus.store.directory.retire(self._handler.name)
+            self._tidy_up()
             for spec in specs:
                 with suppress(EventDrivenError):
                     self._bus.broker.delete_consumer(spec.stream.name, spec.name, timeout=self._left())
+
+    def _tidy_up(self) -> None:
+        try:
+            self._bus.store.erase(self._handler.name, self._published)
+        except EventDrivenError as error:
+            log.warning("The round trip left its events: %s", error)
 
     def first(self) -> None:
         """In a transaction; before anybody takes it from the consumer the broker tells its own time."""
         before = utcnow()
         with self._bus.transaction(timeout=self._left()):
-            self._bus.publish(Ping(number=0))
+            self._published.append(self._bus.publish(Ping(number=0)).id)
         self._bus.flush(timeout=self._left())
         self.result = attrs.evolve(self.result, committed=True)
         (spec,) = self._bus.topology.consumers(self._handler, None)
@@ -130,6 +139,7 @@ class _Trip:
     def _measure_one(self, number: int) -> None:
         began = time.monotonic()
         receipt = self._bus.publish(Ping(number=number), timeout=self._left())
+        self._published.append(receipt.id)
         self._await_arrival(number)
         self._await_record(delivery_id(self._handler.name, receipt.id))
         taken = time.monotonic() - began

@@ -49,6 +49,18 @@ def workers(facts: Facts) -> Check:
     return ok(f"every handler is run (workers: {len(alive)})")
 
 
+def paused(facts: Facts) -> Check:
+    """Nobody forgot a handler that was to stand still for a while."""
+    found = [
+        f"{record.name} since {(facts.now - pause.at).total_seconds() / 3600:.1f} h by {pause.by}"
+        for record in known(facts.handlers)
+        if (pause := record.paused)
+    ]
+    if found:
+        return warn(f"paused: {', '.join(found)}", "resume it in the dashboard when its reason is gone")
+    return ok("none")
+
+
 def overdue(facts: Facts) -> Check:
     """Nothing that is due waits long: retries, recovered events, deliveries of dead workers."""
     late = known(facts.overdue)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,12 +22,22 @@ from eventdriven_sync.errors import (
     PublishOutcomeUnknown,
     StoreError,
 )
-from eventdriven_sync.stores.collections import DURABLE, LEASES, SNAPSHOT, create_indexes
-from eventdriven_sync.stores.connection import Connection, Link
+from eventdriven_sync.records import delivery_id
+from eventdriven_sync.stores.collections import (
+    DELIVERIES,
+    DURABLE,
+    EVENTS,
+    HANDLERS,
+    LEASES,
+    SNAPSHOT,
+    STATS,
+    create_indexes,
+)
+from eventdriven_sync.stores.connection import MAX_ITEMS, Connection, Link
 from eventdriven_sync.stores.mongo_deliveries import MongoDeliveries
 from eventdriven_sync.stores.mongo_directory import MongoDirectory
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, error_code, translated
-from eventdriven_sync.stores.mongo_events import MongoEvents
+from eventdriven_sync.stores.mongo_events import MongoEvents, stored_id
 from eventdriven_sync.stores.mongo_figures import MongoFigures
 from eventdriven_sync.stores.mongo_idempotency import MongoIdempotency
 from eventdriven_sync.stores.mongo_info import gather
@@ -177,6 +188,21 @@ class MongoStore:
             # Without chance two that met would meet again.
             time.sleep(random.uniform(0, pause))
             pause = min(pause * 1.5, 0.5)
+
+    def erase(self, handler: str, event_ids: Sequence[str]) -> None:
+        """Remove what a probe left: a handler, events, their deliveries, its statistics of the last hour."""
+        connection = self._link.now
+        ids = list(event_ids)[:MAX_ITEMS]
+        lately = self.directory.now() - timedelta(hours=1)
+        doomed: dict[str, dict[str, Any]] = {
+            HANDLERS: {"_id": handler},
+            DELIVERIES: {"_id": {"$in": [delivery_id(handler, each) for each in ids]}},
+            EVENTS: {"_id": {"$in": [stored_id(each) for each in ids]}},
+            STATS: {"minute": {"$gte": lately}, "handler": handler},
+        }
+        for name, where in doomed.items():
+            target = connection.collections[name]
+            connection.call("while tidying up after a probe", partial(target.delete_many, where))
 
     def info(self) -> dict[str, Any]:
         """Facts about the server for the doctor: version, replica set, indexes, journaling, clock."""

@@ -6,10 +6,10 @@ from typing import Any
 import attrs
 import pytest
 
-from eventdriven_sync.records import HandlerRecord
+from eventdriven_sync.records import HandlerRecord, delivery_id
 from eventdriven_sync.store import NEW, Directory
 from tests.contracts.samples import Samples
-from tests.contracts.stages import StoreStage
+from tests.contracts.stages import TIMEOUT, StoreStage
 
 
 @pytest.fixture
@@ -204,3 +204,31 @@ def test_a_handler_that_begins_anew_is_not_paused(directory: Directory, given: S
     directory.retire(given.handler)
     [again] = directory.register([given.handler_record()])
     assert again.paused is None
+
+
+# --- tidying up ---------------------------------------------------------------------------------------
+
+
+def test_what_a_probe_left_is_erased_and_nothing_else(stage: StoreStage, given: Samples) -> None:
+    store, other = stage.store, f"{given.group}.other"
+    store.directory.register([given.handler_record(), given.handler_record(name=other)])
+    probe, text_id, kept = given.event(), given.event(id=f"probe-{given.tag}"), given.event()
+    store.events.append([probe, text_id, kept], timeout=TIMEOUT)
+    for event in (probe, text_id, kept):
+        store.deliveries.settle([given.settlement(event, given.outcome("succeeded"))])
+    minute = given.now.replace(second=0, microsecond=0)
+    rows = [
+        {"_id": f"{given.tag}-{name}", "minute": minute, "handler": name, "succeeded": 1}
+        for name in (given.handler, other)
+    ]
+    store.directory.write_stats(rows)
+
+    for _ in range(2):
+        store.erase(given.handler, [probe.id, text_id.id])
+
+    assert list(store.events.get([probe.id, text_id.id, kept.id])) == [kept.id]
+    keys = [delivery_id(given.handler, event.id) for event in (probe, text_id, kept)]
+    assert store.deliveries.states(keys) == {keys[2]: "succeeded"}
+    assert [each.name for each in known(store.directory, given, retired=True)] == [other]
+    left = [row for row in store.directory.stats(since=minute) if str(row["_id"]).startswith(given.tag)]
+    assert [row["handler"] for row in left] == [other]

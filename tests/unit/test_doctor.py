@@ -22,8 +22,8 @@ from eventdriven_sync.doctor.ping import RoundTrip, ping
 from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import StoreError
 from eventdriven_sync.events import event
-from eventdriven_sync.records import HandlerRecord, WorkerRecord
-from eventdriven_sync.store import EventQuery
+from eventdriven_sync.records import HandlerRecord, Pause, WorkerRecord
+from eventdriven_sync.store import DeliveryQuery, EventQuery
 from eventdriven_sync.stores.memory import MemoryStore
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +85,7 @@ def worker(**changes: Any) -> WorkerRecord:
 RECORD = HandlerRecord(
     name="Blog.rename", events=("User.renamed",), starts_at=NOW, registered_at=NOW, seen_at=NOW
 )
+PAUSE = Pause(at=NOW - timedelta(hours=2), by="ada", reason="the posts are moved")
 SERVER = {"version": "2.15.1", "max_payload": 1 << 20, "auth_required": True, "tls_required": True}
 SYNCED = {
     "jetstream": {"config": {"sync_always": True, "max_storage": 1000}, "stats": {"storage": 100}},
@@ -302,6 +303,12 @@ ILL: list[tuple[str, dict[str, Any], str, str]] = [
     ("round trip", {"trip": Unknown("not asked for", skipped=True)}, "info", "not asked for"),
     ("workers", {"workers": [lonely]}, "warn", "no worker runs Blog.rename"),
     (
+        "paused handlers",
+        {"handlers": [attrs.evolve(RECORD, paused=PAUSE)]},
+        "warn",
+        "Blog.rename since 2.0 h by ada",
+    ),
+    (
         "backlog",
         {"streams": [stream(consumer(pending=2, oldest_at=NOW - timedelta(hours=3)))]},
         "warn",
@@ -322,6 +329,11 @@ def test_a_fault_is_found(name: str, changes: dict[str, Any], level: str, said: 
     found = judged(name, **changes)
     assert (found.level, said in found.finding) == (level, True), found
     assert found.cure or level == "info"
+
+
+def test_what_waits_for_a_paused_handler_is_not_stuck() -> None:
+    paused = {"handlers": [attrs.evolve(RECORD, paused=PAUSE)]}
+    assert judged("consumer progress", **both(stream(waits)), **paused).level == "ok"
 
 
 UNSEEN = {"monitoring": Unknown("no URL", skipped=True)}
@@ -419,6 +431,12 @@ def test_the_least_versions_are_those_of_setup() -> None:
 # --- the whole diagnosis, in memory -----------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def nothing_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process import Celery and leave connections open."""
+    monkeypatch.setattr("eventdriven_sync.doctor.facts.PREFORKERS", ())
+
+
 @pytest.fixture
 def bus() -> Iterator[EventBus]:
     with EventBus(
@@ -445,7 +463,10 @@ def test_in_memory_nothing_fails_and_what_needs_servers_is_skipped(bus: EventBus
 def test_the_round_trip_leaves_no_handler_consumer_or_worker(bus: EventBus) -> None:
     bus.open()
     assert ping(bus).obstacle == ""
-    assert [record.name for record in bus.store.directory.handlers()] == ["Blog.rename"]
+    assert [record.name for record in bus.store.directory.handlers(retired=True)] == ["Blog.rename"]
+    assert bus.store.events.find(EventQuery()) == []
+    assert bus.store.deliveries.find(DeliveryQuery()) == []
+    assert bus.store.directory.stats(since=NOW - timedelta(hours=1)) == []
     consumers = [c.name for s in bus.broker.streams("blog_", timeout=1) for c in s.consumers]
     assert consumers == ["Blog__rename"]
     assert bus.store.directory.workers() == []
@@ -457,6 +478,17 @@ def test_the_round_trip_can_be_repeated(bus: EventBus) -> None:
     assert ping(bus).obstacle == ""
     second = ping(bus)
     assert (second.obstacle, len(second.seconds), second.committed) == ("", 5, True)
+
+
+def test_a_round_trip_that_cannot_be_tidied_up_says_so_and_counts(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise StoreError("may not delete")
+
+    monkeypatch.setattr(bus.store, "erase", refuse)
+    assert ping(bus).obstacle == ""
+    assert "The round trip left its events: may not delete" in caplog.text
 
 
 def test_without_round_trip_nothing_is_published(bus: EventBus) -> None:

@@ -98,7 +98,14 @@ def test_what_is_well_is_200_with_its_parts_and_its_work(served: HealthEndpoint)
         "reasons": [],
         "settled_ago": 1.3,
         "handlers": {
-            "Blog.keep": {"pending": 3, "in_hand": 1, "overdue": 0.0, "settled_ago": 1.3, "stalled": ""}
+            "Blog.keep": {
+                "pending": 3,
+                "in_hand": 1,
+                "overdue": 0.0,
+                "settled_ago": 1.3,
+                "paused": False,
+                "stalled": "",
+            }
         },
         "running": [{"handler": "Blog.keep", "count": 1, "seconds": 12.3, "timeout": 60.0, "hung": False}],
     }
@@ -203,6 +210,12 @@ def test_no_request_breaks_it(served: HealthEndpoint, request_bytes: bytes) -> N
     assert b"script" not in answer
     assert answer[:9] in (b"", b"HTTP/1.0 ", b'{"status"')
     assert statuses(served) == (200, 200, 200)
+
+
+def test_a_head_request_gets_no_body(served: HealthEndpoint) -> None:
+    answer = raw(served, b"HEAD /live HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.0 200 ")
+    assert answer.endswith(b"\r\n\r\n")
 
 
 def test_a_client_that_says_nothing_holds_it_no_longer_than_its_patience(

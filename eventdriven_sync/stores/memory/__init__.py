@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
 from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import ConfigurationError, StoreUnavailable
+from eventdriven_sync.records import delivery_id
 from eventdriven_sync.stores.memory.deliveries import MemoryDeliveries
 from eventdriven_sync.stores.memory.directory import MemoryDirectory
 from eventdriven_sync.stores.memory.events import MemoryEvents
@@ -97,6 +98,16 @@ class MemoryStore:
                 return result
             if time.monotonic() >= deadline:
                 raise _conflict()
+
+    def erase(self, handler: str, event_ids: Sequence[str]) -> None:
+        """Remove what a probe left: a handler, events, their deliveries, its statistics."""
+        with self._state.open() as tables:
+            tables.handlers.pop(handler, None)
+            for event_id in event_ids:
+                tables.events.pop(event_id, None)
+                tables.deliveries.pop(delivery_id(handler, event_id), None)
+            for key in [key for key, row in tables.stats.items() if row["handler"] == handler]:
+                del tables.stats[key]
 
     def info(self) -> dict[str, Any]:
         """Facts for the doctor."""
