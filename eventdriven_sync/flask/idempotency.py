@@ -70,7 +70,7 @@ class _Once:
         self._tracked = current()
         self._options = state.options
         self._hides = state.redaction.hides
-        state.bus.open(timeout=self._options.http_timeout)
+        state.bus.open()
         self._replies = state.bus.store.idempotency
         # Without a user whom the application cannot name, or one would get the answer of another.
         self._key = _digest(str(flask.request.endpoint), state.user_id() or "", key)
