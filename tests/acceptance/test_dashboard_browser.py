@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import attrs
 import pytest
-import waitress.server
 from flask import Flask
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from tenacity import stop_after_attempt, wait_fixed
@@ -30,6 +29,7 @@ from eventdriven_sync.devserver import DevServers
 from eventdriven_sync.envelope import Envelope, new_id, utcnow
 from eventdriven_sync.stats import DURATION_BUCKETS_MS
 from eventdriven_sync.store import DeliveryQuery
+from tests.apps.serving import Served
 from tests.browser import chromium
 from tests.polling import eventually
 
@@ -113,25 +113,15 @@ class Shop:
         app.config["SECRET_KEY"] = "0123456789abcdefghijklmnopqrstuvwxyz"
         app.config["EVENTDRIVEN_DASHBOARD_STREAMS"] = 6
         app.register_blueprint(dashboard(self.bus), url_prefix="/events")
-        self._server = waitress.server.create_server(app, host="127.0.0.1", port=0, threads=16)
-        self._thread = threading.Thread(target=self._server.run, name="dashboard", daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.effective_port}/events"
+        self._served = Served(app, threads=16)
+        self.url = f"http://127.0.0.1:{self._served.port}/events"
 
     def close(self) -> None:
         self.slow.clear()
         watcher(self.bus).end_all()
-        self._server.task_dispatcher.shutdown(timeout=5)
-        self._server.trigger.pull_trigger(self._hang_up)
-        self._thread.join(10)
+        self._served.stop()
         self.worker.stop()
         self.bus.close()
-
-    def _hang_up(self) -> None:
-        """In the server's thread, which ends when nothing is open any more."""
-        for channel in list(self._server.active_channels.values()):
-            channel.handle_close()
-        self._server.close()
 
     def rename(self, user_id: str = "42", first_name: str = "Ada") -> str:
         """A rename; returns once the comment module has given it up, or handled it."""

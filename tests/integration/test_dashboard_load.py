@@ -1,18 +1,17 @@
 """Many tabs at a server with few threads: its pages still answer."""
 
 import http.client
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import waitress.server
 from flask import Flask
 
 from eventdriven_sync.dashboard import dashboard
 from eventdriven_sync.dashboard.live import watcher
+from tests.apps.serving import Served
 from tests.apps.site import Site
 
 THREADS = 8
@@ -28,20 +27,10 @@ def port(site: Site) -> Iterator[int]:
     app = Flask("tabs")
     app.config["EVENTDRIVEN_DASHBOARD_STREAMS"] = STREAMS
     app.register_blueprint(dashboard(bus, insecure=True), url_prefix="/events")
-    server = waitress.server.create_server(app, host="127.0.0.1", port=0, threads=THREADS)
-    thread = threading.Thread(target=server.run, name="tabs", daemon=True)
-    thread.start()
-
-    def hang_up() -> None:
-        for channel in list(server.active_channels.values()):
-            channel.handle_close()
-        server.close()
-
-    yield int(server.effective_port)
+    served = Served(app, threads=THREADS)
+    yield served.port
     watcher(bus).end_all()
-    server.task_dispatcher.shutdown(timeout=5)
-    server.trigger.pull_trigger(hang_up)
-    thread.join(10)
+    served.stop()
 
 
 def ask(port: int, path: str) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
