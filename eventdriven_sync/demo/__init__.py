@@ -73,6 +73,7 @@ def _bus(settings: dict[str, str]) -> EventBus:
 def _look_around(stage: Stage, settings: dict[str, str], say: Echo) -> None:
     say(f"Everything stays up until Ctrl-C. The blog: {stage.url}")
     say(f"  sign in as {ADA['email']} with the password {ADA['password']}, or register")
+    say(f"The dashboard, with every chain and dead letter: {stage.serve_dashboard()}")
     say("In another terminal:")
     for name, value in settings.items():
         say(f"  export {name}='{value}'")

@@ -86,13 +86,25 @@ class Stage:
             self._children.remove(child)
         return [line for child in running for line in child.lines]
 
+    def serve_dashboard(self) -> str:
+        """Start the dashboard, without users, and return its URL once it answers.
+
+        Raises:
+            StageFailed: it did not start.
+        """
+        port = free_port()
+        url = f"http://{LOOPBACK}:{port}"
+        command = ["eventdriven_sync", "dashboard", "--insecure", "--port", str(port)]
+        self._await_answer(self._child("dashboard", command), url, path="/api/v1/session")
+        return url
+
     def _start(self) -> None:
         port = free_port()
         self.url = f"http://{LOOPBACK}:{port}"
         web = self._child("web", ["waitress", f"--listen={LOOPBACK}:{port}", "--call", _APP])
         worker = ["eventdriven_sync", "--app", _APP, "worker", "--log-level", "warning"]
         self.workers = [self._child(f"worker {n}", worker) for n in range(1, WORKERS + 1)]
-        self._await_answer(web)
+        self._await_answer(web, self.url)
 
     def _child(self, name: str, module: Sequence[str]) -> Child:
         command = [sys.executable, "-m", *module]
@@ -100,12 +112,12 @@ class Stage:
         self._children.append(child)
         return child
 
-    def _await_answer(self, web: Child) -> None:
-        visitor, deadline = Visitor(self.url), time.monotonic() + START_TIMEOUT
-        while not _answers(visitor):
+    def _await_answer(self, server: Child, url: str, *, path: str = "/") -> None:
+        visitor, deadline = Visitor(url), time.monotonic() + START_TIMEOUT
+        while not _answers(visitor, path):
             ended = [child for child in self._children if not child.running]
             if ended or time.monotonic() > deadline:
-                one = ended[0] if ended else web
+                one = ended[0] if ended else server
                 one.wait(1.0 if ended else 0.0)  # until everything it printed has been read
                 what = "ended by itself" if ended else f"did not answer within {START_TIMEOUT:g} s"
                 raise StageFailed(f"the process {one.name!r} {what}; it printed:\n" + "\n".join(one.lines))
@@ -184,9 +196,9 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **settings, "PYTHONPATH": path, "FLASK_SKIP_DOTENV": "1"}
 
 
-def _answers(visitor: Visitor) -> bool:
+def _answers(visitor: Visitor, path: str) -> bool:
     try:
-        visitor.get("/")
+        visitor.get(path)
     except urllib.error.HTTPError:
         raise
     except OSError:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,8 +111,12 @@ def test_the_demonstration_shows_failure_retry_and_success_and_stays_up_until_ct
         command, env=os.environ | settings, capture_output=True, text=True, timeout=60, check=True
     )
     assert "userUpdateNames" in listed.stdout
+    dashboard = re.search(r"^The dashboard.*: (http://127\.0\.0\.1:\d+)$", printed, re.M)
+    assert dashboard
+    with urllib.request.urlopen(f"{dashboard[1]}/operations", timeout=30) as page:
+        assert b"userUpdateNames" in page.read()
     children = terminal.children()
-    assert len(children) >= 5
+    assert len(children) >= 6
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 0
     assert not [pid for pid in children if alive(pid)]
@@ -130,7 +135,7 @@ def test_sigterm_in_the_middle_leaves_no_process_and_no_data(terminal: Terminal,
 def test_no_process_survives_the_death_of_the_demonstration(terminal: Terminal) -> None:
     terminal.shows("2. A visitor registers")
     children = terminal.children()
-    assert len(children) >= 5
+    assert len(children) >= 6
     terminal.process.kill()
     assert terminal.end() == -signal.SIGKILL
     eventually(lambda: not [pid for pid in children if alive(pid)], timeout=20)
