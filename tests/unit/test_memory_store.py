@@ -7,6 +7,7 @@ import pytest
 
 from eventdriven_sync.errors import StoreError, StoreUnavailable
 from eventdriven_sync.outcome import Done
+from eventdriven_sync.store import EventQuery
 from eventdriven_sync.stores.memory import MemoryStore
 from tests.contracts.samples import Samples
 from tests.contracts.stages import FakeClock
@@ -111,3 +112,32 @@ def test_a_session_ends_with_its_transaction(store: MemoryStore, given: Samples)
     for stale in (session, object()):
         with pytest.raises(StoreError, match="session"):
             store.events.append([given.event()], timeout=1, session=stale)
+
+
+def test_what_is_stored_and_what_is_handed_out_share_no_document(store: MemoryStore, given: Samples) -> None:
+    event = given.event()
+    store.events.append([event], timeout=1)
+    event.data["tags"][1]["deep"].append("later")
+    store.events.get([event.id])[event.id].data["tags"].clear()
+    (found,) = store.events.find(EventQuery(names=(event.name,)))
+    assert found.data["tags"] == ["a", {"deep": [1, 2.5, None, True]}]
+
+
+def test_a_delivery_handed_out_shares_no_document_with_the_stored_one(
+    store: MemoryStore, given: Samples
+) -> None:
+    record = given.delivery(given.event(), raw=given.raw())
+    store.deliveries.insert_pending([record])
+    claimed = store.deliveries.claim_due([given.handler], limit=1, lease=9, worker="w", token="t")
+    found = store.deliveries.get(record.id)
+    assert found is not None
+    for held in (record, *claimed, found):
+        assert held.event is not None
+        assert held.raw is not None
+        held.event.data["tags"].clear()
+        held.raw.headers.clear()
+    kept = store.deliveries.get(record.id)
+    assert kept is not None
+    assert (kept.event, kept.raw) != (record.event, record.raw)
+    assert kept.event is not None
+    assert kept.event.data["tags"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from datetime import datetime, timedelta
@@ -14,6 +13,7 @@ from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.outcome import Dead, Done, Failure, RetryAt
 from eventdriven_sync.records import Delivery, Settlement
 from eventdriven_sync.store import DeliveryQuery
+from eventdriven_sync.stores.memory.copies import copied
 from eventdriven_sync.stores.memory.events import insert_events, page, same, within
 from eventdriven_sync.stores.memory.state import State, Tables
 
@@ -75,7 +75,7 @@ class MemoryDeliveries:
             due = [delivery for due_at, _, delivery in waiting if due_at <= now]
             claimed = [_claim(each, now, _in(now, lease), worker, token) for each in due[:limit]]
             _put(tables.deliveries, claimed)
-        return copy.deepcopy(claimed)
+        return [copied(each) for each in claimed]
 
     def renew(self, delivery_ids: Sequence[str], *, token: str, lease: float) -> set[str]:
         """Prolong leases; return the ids that are no longer held under ``token``."""
@@ -118,7 +118,7 @@ class MemoryDeliveries:
     def get(self, delivery_id: str) -> Delivery | None:
         """The delivery, or None."""
         with self._state.open() as tables:
-            return copy.deepcopy(tables.deliveries.get(delivery_id))
+            return copied(tables.deliveries.get(delivery_id))
 
     def find(self, query: DeliveryQuery) -> list[Delivery]:
         """Deliveries by query, without embedded events and messages."""
@@ -151,7 +151,7 @@ class MemoryDeliveries:
             dead = tables.deliveries.get(delivery_id)
             if dead is None or dead.state != "dead" or dead.event is None:
                 return False
-            edited = {"event": copy.deepcopy(event), "original": dead.original or dead.event}
+            edited = {"event": copied(event), "original": dead.original or dead.event}
             return _put(tables.deliveries, [_revive(dead, now, **edited)]) == 1
 
     def discard(self, query: DeliveryQuery, *, reason: str, by: str) -> int:
@@ -217,8 +217,8 @@ def _outcome(delivery: Delivery, settlement: Settlement, now: datetime) -> Deliv
         worker=settlement.worker,
         started_at=settlement.started_at,
         duration_ms=settlement.duration_ms,
-        event=copy.deepcopy(settlement.event) or delivery.event,
-        raw=copy.deepcopy(settlement.raw) or delivery.raw,
+        event=copied(settlement.event) or delivery.event,
+        raw=copied(settlement.raw) or delivery.raw,
     )
     match settlement.outcome:
         case Done():
@@ -291,7 +291,7 @@ def _store_emitted(tables: Tables, settlement: Settlement) -> None:
 def _insert(table: Table, delivery: Delivery) -> bool:
     stored = table.get(delivery.id)
     if stored is None:
-        table[delivery.id] = copy.deepcopy(delivery)
+        table[delivery.id] = copied(delivery)
         return True
     # A repeated ``start`` of ours, whose first answer did not reach us.
     return bool(delivery.token) and (stored.token, stored.state) == (delivery.token, delivery.state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,6 +10,7 @@ from attrs import evolve
 
 from eventdriven_sync.records import HandlerRecord, Pause, WorkerRecord
 from eventdriven_sync.store import NEW
+from eventdriven_sync.stores.memory.copies import copied, document
 from eventdriven_sync.stores.memory.state import Lease, State
 
 WORKER_SILENCE = timedelta(seconds=60)
@@ -28,13 +28,13 @@ class MemoryDirectory:
         with self._state.open() as tables:
             for record in records:
                 tables.handlers[record.name] = _registered(tables.handlers.get(record.name), record, now)
-            return [copy.deepcopy(tables.handlers[record.name]) for record in records]
+            return [copied(tables.handlers[record.name]) for record in records]
 
     def handlers(self, *, retired: bool = False) -> list[HandlerRecord]:
         """Handlers by name; retired ones only if asked for."""
         with self._state.open() as tables:
             known = sorted(tables.handlers.items())
-        return [copy.deepcopy(each) for _, each in known if retired or each.retired_at is None]
+        return [copied(each) for _, each in known if retired or each.retired_at is None]
 
     def retire(self, name: str) -> bool:
         """Mark as retired: nothing more is owed to it. False if unknown."""
@@ -111,22 +111,22 @@ class MemoryDirectory:
     def write_stats(self, documents: Sequence[Mapping[str, Any]]) -> None:
         """Replace per-minute documents by ``_id``."""
         with self._state.open() as tables:
-            tables.stats.update((each["_id"], copy.deepcopy(dict(each))) for each in documents)
+            tables.stats.update((each["_id"], document(dict(each))) for each in documents)
 
     def stats(self, *, since: datetime) -> list[dict[str, Any]]:
         """Per-minute documents whose ``minute`` is not before ``since``, oldest first."""
         with self._state.open() as tables:
-            chosen = [copy.deepcopy(each) for each in tables.stats.values() if each["minute"] >= since]
+            chosen = [document(each) for each in tables.stats.values() if each["minute"] >= since]
         return sorted(chosen, key=lambda each: (each["minute"], each["_id"]))
 
 
 def _registered(stored: HandlerRecord | None, record: HandlerRecord, now: datetime) -> HandlerRecord:
     if stored is not None and stored.retired_at is None:
         return evolve(
-            copy.deepcopy(record),
+            copied(record),
             starts_at=stored.starts_at,
             registered_at=stored.registered_at,
             reconciled_until=stored.reconciled_until,
             paused=stored.paused,
         )
-    return evolve(copy.deepcopy(record), starts_at=now if record.starts_at == NEW else record.starts_at)
+    return evolve(copied(record), starts_at=now if record.starts_at == NEW else record.starts_at)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import EventIdReused
 from eventdriven_sync.records import Operation
 from eventdriven_sync.store import EventQuery, OperationQuery
+from eventdriven_sync.stores.memory.copies import copied
 from eventdriven_sync.stores.memory.state import State
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class MemoryEvents:
     def get(self, ids: Sequence[str]) -> dict[str, Envelope]:
         """The events with these ids, as far as they exist."""
         with self._state.open() as tables:
-            return {each: copy.deepcopy(tables.events[each]) for each in ids if each in tables.events}
+            return {each: copied(tables.events[each]) for each in ids if each in tables.events}
 
     def find(self, query: EventQuery) -> list[Envelope]:
         """Events by query, by the time of their publishing."""
@@ -60,12 +60,12 @@ class MemoryEvents:
     def save_operation(self, operation: Operation, *, timeout: float) -> None:
         """Insert the operation, or replace it by this state of it."""
         with self._state.open() as tables:
-            tables.operations[operation.id] = copy.deepcopy(operation)
+            tables.operations[operation.id] = copied(operation)
 
     def operation(self, operation_id: str) -> Operation | None:
         """The operation, or None."""
         with self._state.open() as tables:
-            return copy.deepcopy(tables.operations.get(operation_id))
+            return copied(tables.operations.get(operation_id))
 
     def find_operations(self, query: OperationQuery) -> list[Operation]:
         """Operations by query, by the time they began."""
@@ -87,7 +87,7 @@ def insert_events(table: MutableMapping[str, Envelope], events: Sequence[Envelop
         stored = table.get(event.id) or fresh.get(event.id)
         repeated.append(stored is not None)
         if stored is None:
-            fresh[event.id] = copy.deepcopy(event)
+            fresh[event.id] = copied(event)
         elif stored.content_hash() != event.content_hash() and not event.parent_ids:
             raise _reused(event)
     table.update(fresh)
@@ -117,7 +117,7 @@ def page(
     ids = [order(each)[1] for each in ordered]
     if after is not None:
         ordered = ordered[ids.index(after) + 1 :] if after in ids else []
-    return [copy.deepcopy(each) for each in ordered[:limit]]
+    return [copied(each) for each in ordered[:limit]]
 
 
 def within(moment: datetime, since: datetime | None, until: datetime | None) -> bool:
