@@ -1,7 +1,8 @@
 """A broker inside the process, for tests and for trying the library out: no server, the same promises.
 
 It keeps the semantics of ``brokers/nats.py`` (at least once, redelivery, durable consumers) and can be made
-to fail the way a real broker fails: ``disconnect``, ``wipe``, ``forget_acks``, ``drop_dispatches``.
+to fail the way a real broker fails: ``disconnect``, ``wipe``, ``forget_acks``, ``forget_counts``,
+``redeliver``, ``drop_dispatches``.
 """
 
 from __future__ import annotations
@@ -249,6 +250,19 @@ class MemoryBroker:
                     consumer.forget_acks(self._clock())
             self._notify()
 
+    def forget_counts(self) -> None:
+        """What is not finished counts its deliveries from 1 again, as after a crash."""
+        with self._wake:
+            for flight in self._flights():
+                flight.delivered = 0
+
+    def redeliver(self) -> None:
+        """Everything in hand comes again at once, as when the signals that keep it in hand were lost."""
+        with self._wake:
+            for flight in self._flights():
+                flight.due_at = self._clock()
+            self._notify()
+
     # --- inside -----------------------------------------------------------------------------------
 
     def _reached(self) -> threading.Condition:
@@ -364,6 +378,9 @@ class MemoryBroker:
                 self._wake.wait(_CLOCK_CHECK if self._owes_redelivery() else None)
             self._changed = False
 
-    def _owes_redelivery(self) -> bool:
+    def _flights(self) -> list[Flight]:
         consumers = [each for stream in self._streams.values() for each in stream.consumers.values()]
-        return any(flight.due_at for consumer in consumers for flight in consumer.flights.values())
+        return [flight for consumer in consumers for flight in consumer.flights.values()]
+
+    def _owes_redelivery(self) -> bool:
+        return any(flight.due_at for flight in self._flights())

@@ -129,6 +129,28 @@ def test_forgotten_acknowledgements_bring_everything_again(
     assert [message.delivered for message in inbox.messages[3:]] == [1, 1]
 
 
+def test_redelivered_messages_come_while_they_are_in_hand(
+    broker: MemoryBroker, wire: BrokerStage, inbox: Inbox
+) -> None:
+    wire.send(wire.message(), wire.message())
+    broker.pump()
+    inbox.consumption.finish(inbox.messages[:1])
+    broker.redeliver()
+    assert broker.pump() == 1
+    assert (inbox.ids[2], inbox.messages[2].delivered) == (inbox.ids[1], 2)
+    inbox.consumption.finish(inbox.messages[1:2])
+    assert wire.owed(wire.consumer()) == (0, 0), "the earlier of two deliveries acknowledges the message"
+
+
+def test_forgotten_counts_begin_at_one(broker: MemoryBroker, wire: BrokerStage, inbox: Inbox) -> None:
+    wire.send(wire.message())
+    broker.pump()
+    inbox.consumption.release(inbox.messages)
+    broker.forget_counts()
+    assert broker.pump() == 1
+    assert [message.delivered for message in inbox.messages] == [1, 1]
+
+
 def test_messages_a_callback_could_not_take_come_again_after_the_wait(
     broker: MemoryBroker, wire: BrokerStage, clock: FakeClock
 ) -> None:
