@@ -12,8 +12,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
@@ -22,6 +22,7 @@ from eventdriven_sync.errors import InvalidEnvelope, InvalidEventId, InvalidEven
 from eventdriven_sync.events import check_event_name
 
 SPEC_VERSION = "1.0"
+MAX_AGE_HELD = timedelta(seconds=1)
 TRACE_FIELDS = ("traceparent", "tracestate", "baggage")
 _REQUIRED = ("specversion", "id", "type", "time", "data")
 _MAX_NUMBER = 2**31 - 1
@@ -67,7 +68,8 @@ class Envelope:
         name: the stable event name, ``User.nameUpdated``.
         version: version of the payload's shape, from 1.
         data: the payload as a JSON-safe document, the same in MongoDB and on the wire.
-        published_at: when the publisher accepted it (publisher's clock, UTC).
+        published_at: when the publisher accepted it (publisher's clock, UTC); of an event published in a
+            handler, when the handler's outcome was stored, give or take a second.
         operation_id: the operation whose chain it belongs to; its own id when it began the chain.
         parent_ids: the events whose handling published it; empty for the first of a chain.
         source: ``Group.handler``, ``Group`` or empty: who published it.
@@ -96,8 +98,29 @@ class Envelope:
 
 def utcnow() -> datetime:
     """The time now, aware, in UTC, cut to the milliseconds MongoDB keeps."""
-    now = datetime.now(UTC)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+    return _in_milliseconds(datetime.now(UTC))
+
+
+def accepted_now(events: Sequence[Envelope]) -> tuple[Envelope, ...]:
+    """Events that a handler has held back, as accepted now: in their order, none older than a second.
+
+    An event that appears in the store with a time long past would be missed by whoever goes through the
+    events in the order of their time: the reconciler has been there already.
+    """
+    now = utcnow()
+    age = max((now - each.published_at for each in events), default=timedelta())
+    if age <= MAX_AGE_HELD:
+        return tuple(events)
+    factor = MAX_AGE_HELD / age
+    return tuple(
+        attrs.evolve(each, published_at=_in_milliseconds(now - (now - each.published_at) * factor))
+        for each in events
+    )
+
+
+def _in_milliseconds(moment: datetime) -> datetime:
+    """Cut to what MongoDB keeps."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def to_wire(envelope: Envelope, namespace: str) -> dict[str, Any]:
@@ -249,8 +272,7 @@ def _moment(text: object) -> datetime:
     try:
         moment = datetime.fromisoformat(_string(text, "time").upper())
         if moment.utcoffset() is not None:
-            moment = moment.astimezone(UTC)
-            return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+            return _in_milliseconds(moment.astimezone(UTC))
     except (ValueError, OverflowError):
         pass
     raise InvalidEnvelope(

@@ -20,7 +20,7 @@ from eventdriven_sync import context
 from eventdriven_sync.broker import Consumption, Incoming
 from eventdriven_sync.codec import Codec
 from eventdriven_sync.config import Settings
-from eventdriven_sync.envelope import Envelope, new_id, utcnow
+from eventdriven_sync.envelope import Envelope, accepted_now, new_id, utcnow
 from eventdriven_sync.errors import (
     ChainTooDeep,
     CodecError,
@@ -306,7 +306,7 @@ class Executor:
 
         def body(session: Any) -> None:
             self._call_afresh(handling, session, function, attempt.payload)
-            settlement = self.settlement(attempt, None, emitted=handling.emitted)
+            settlement = self.settlement(attempt, None, emitted=accepted_now(handling.emitted))
             self._settle_in(session, settlement, handling)
 
         return self._transact(body, attempt.handler)
@@ -335,6 +335,7 @@ class Executor:
         def body(session: Any) -> None:
             batch.failed.clear()
             self._call_afresh(handling, session, handler.function, batch)
+            handling.emitted[:] = accepted_now(handling.emitted)
             for settlement in self._batch_settlements(attempts, batch, handling, None):
                 if isinstance(settlement.outcome, Done):
                     self._settle_in(session, settlement, handling)

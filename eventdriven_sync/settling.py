@@ -23,7 +23,7 @@ from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_base
 
 from eventdriven_sync.broker import Consumption, Incoming
-from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.envelope import Envelope, accepted_now
 from eventdriven_sync.errors import (
     PublishOutcomeUnknown,
     StoreError,
@@ -139,13 +139,24 @@ class Settler:
         """Record the outcomes, then acknowledge; what was fenced off is dropped without an ack."""
         if not settled:
             return
+        stamped: list[Settled] = []
+
+        def record() -> list[bool]:
+            # Anew at each try: the store may have been away for long.
+            stamped[:] = [(attempt, _stamped(settlement)) for attempt, settlement in settled]
+            return self._store.deliveries.settle([settlement for _, settlement in stamped])
+
         try:
-            results = self._until_back(lambda: self._store.deliveries.settle([s for _, s in settled]))
+            results = self._until_back(record)
         except StoreError as error:
             if isinstance(error, _PASSING):
                 raise
             self._settle_apart(settled, error)
             return
+        self._settled(stamped, results)
+
+    def _settled(self, settled: Sequence[Settled], results: Sequence[bool]) -> None:
+        """It is known what became of these."""
         self._leases.drop([attempt for attempt, _ in settled])
         recorded = [pair for pair, ok in zip(settled, results, strict=True) if ok]
         _finish([attempt for attempt, _ in recorded])
@@ -247,6 +258,13 @@ class Settler:
             )
         if isinstance(outcome, Discarded):
             log.info("Discarded by %s: %s", settlement.handler, outcome.reason, extra=facts)
+
+
+def _stamped(settlement: Settlement) -> Settlement:
+    """What the handler published is accepted now, and not when it was published."""
+    if not settlement.emitted:
+        return settlement
+    return attrs.evolve(settlement, emitted=accepted_now(settlement.emitted))
 
 
 def _finish(attempts: Sequence[Attempt]) -> None:

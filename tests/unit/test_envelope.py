@@ -1,5 +1,5 @@
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
@@ -7,6 +7,7 @@ import pytest
 
 from eventdriven_sync.envelope import (
     Envelope,
+    accepted_now,
     check_id,
     derived_id,
     from_wire,
@@ -30,6 +31,22 @@ def envelope(**fields: Any) -> Envelope:
         "operation_id": "o1",
     }
     return Envelope(**(known | fields))
+
+
+def test_events_held_back_for_long_keep_their_order_within_the_last_second() -> None:
+    now = utcnow()
+    held = [envelope(published_at=now - timedelta(seconds=ago)) for ago in (500, 499, 250, 1, 0)]
+    times = [each.published_at for each in accepted_now(held)]
+    assert times == sorted(times)
+    assert len(set(times)) == 5
+    assert now - timedelta(seconds=1) <= times[0] < times[-1] <= utcnow()
+    assert all(moment.microsecond % 1000 == 0 for moment in times)
+
+
+def test_events_held_back_for_a_moment_keep_their_time() -> None:
+    held = [envelope(published_at=utcnow() - timedelta(seconds=0.5)), envelope(published_at=utcnow())]
+    assert accepted_now(held) == tuple(held)
+    assert accepted_now([]) == ()
 
 
 def test_new_ids_look_like_object_ids_and_differ() -> None:

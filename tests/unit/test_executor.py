@@ -11,7 +11,7 @@ import attrs
 import pytest
 from tenacity import retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
-from eventdriven_sync import Discard, Reject, Retry, RetryPolicy, current_envelope, publishing
+from eventdriven_sync import Discard, Reject, Retry, RetryPolicy, context, current_envelope, publishing
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.envelope import derived_id, utcnow
 from eventdriven_sync.errors import (
@@ -24,6 +24,7 @@ from eventdriven_sync.errors import (
 from eventdriven_sync.events import event
 from eventdriven_sync.executor import MAX_RAW, Attempt
 from eventdriven_sync.outcome import MAX_MESSAGE, MAX_TRACEBACK, Dead, Discarded, Done, RetryAt
+from eventdriven_sync.store import EventQuery
 from tests.unit.rig import Greeted, Renamed, Rig, failure
 
 ADA = Renamed(name="Ada")
@@ -563,6 +564,36 @@ def test_a_conflict_runs_the_transaction_again_from_nothing(rig: Rig) -> None:
     settlement = rig.executor.run(attempt)
     assert (settlement.outcome, len(runs), len(settlement.emitted)) == (Done(), 2, 1)
     assert settlement.emitted[0].id == derived_id(envelope.id, "Blog.greet", "1", at=envelope.id)
+
+
+def test_what_a_transaction_published_long_ago_is_accepted_with_its_commit(rig: Rig) -> None:
+    def greet(event: Renamed, session: object) -> None:
+        rig.group.publish(Greeted(name=event.name))
+        assert attempt.handling is not None
+        (held,) = attempt.handling.emitted
+        attempt.handling.emitted[:] = [
+            attrs.evolve(held, published_at=held.published_at - timedelta(seconds=50))
+        ]
+
+    attempt = rig.arrived(rig.handler(greet, transactional=True), ADA)
+    began = utcnow()
+    assert rig.run(attempt) == Done()
+    (stored,) = rig.store.events.find(EventQuery())
+    assert stored.published_at >= began - timedelta(seconds=1)
+
+
+def test_what_a_transaction_of_a_batch_published_long_ago_is_accepted_with_its_commit(rig: Rig) -> None:
+    def greet(batch: Any, session: object) -> None:
+        rig.group.publish(Greeted(name="all"))
+        handling = context.handling.get()
+        assert handling is not None
+        (held,) = handling.emitted
+        handling.emitted[:] = [attrs.evolve(held, published_at=held.published_at - timedelta(seconds=50))]
+
+    began = utcnow()
+    run_batch(rig, greet, [ADA, ADA], transactional=True)
+    (stored,) = rig.store.events.find(EventQuery())
+    assert stored.published_at >= began - timedelta(seconds=1)
 
 
 def test_a_transaction_that_returns_after_its_timeout_does_not_commit(rig: Rig) -> None:
