@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -148,30 +149,40 @@ class Run:
     """One run of a task, from its prerun to its postrun signal.
 
     Attributes:
+        task: what runs.
         request: Celery's, of this run and no other.
         outer: the context as it was before.
         scope: the operation this task is; None if it goes on with a chain it was sent with.
         led_on: tasks were sent in this operation: they will need it.
+        suspended: it is stored that the operation goes on with a retry.
     """
 
     connection: Connection
+    task: Any
     request: Any
     outer: Outer
     scope: OperationScope | None
     led_on: bool = False
+    suspended: bool = False
 
     def is_sent_again(self, headers: Mapping[str, Any]) -> bool:
         """Whether this is a message for a retry of this very task."""
         retries = headers.get("retries") or 0
         return bool(headers.get("id") == self.request.id and retries > (self.request.retries or 0))
 
-    def end(self, scope: OperationScope, task: Any, state: str | None, result: Any) -> None:
+    def suspend(self, scope: OperationScope, error: BaseException | None) -> None:
+        """The operation goes on with another run. Stored before that can begin: its end must come last."""
+        if not self.suspended:
+            self.suspended = True
+            scope.suspend(self.connection.failure(error, self.task) if error else None)
+
+    def end(self, scope: OperationScope, state: str | None, result: Any) -> None:
         """Record how the operation ended with this run, or that it goes on."""
         error = _error_of(result)
         if state == states.RETRY or (state == states.REJECTED and getattr(result, "requeue", False)):
-            scope.suspend(self.connection.failure(error, task) if error else None)
+            self.suspend(scope, error)
         elif error is not None and state not in (states.SUCCESS, states.IGNORED):
-            scope.end(self.connection.failure(error, task))
+            scope.end(self.connection.failure(error, self.task))
         elif self.connection.store_all or self.led_on:
             scope.end()
         else:
@@ -203,8 +214,9 @@ def _take_along(headers: Any = None, **_: Any) -> None:
     if not chain or (origin and isinstance(origin.before_publishing, _Refusal)):
         return
     if run is not None and run.scope is not None:
-        if run.is_sent_again(headers):
-            return  # it will be this operation itself
+        if run.is_sent_again(headers):  # it will be this operation itself
+            _record(run, states.RETRY, partial(run.suspend, run.scope, sys.exc_info()[1]))
+            return
         run.led_on |= chain["operation_id"] == run.scope.id
     headers[HEADER] = chain
 
@@ -221,7 +233,7 @@ def _begin(task: Any = None, args: Any = None, kwargs: Any = None, **_: Any) -> 
         for variable in _VARIABLES:
             variable.set(None)
     scope = None if _go_on(task) else _begin_operation(connection, task, args, kwargs)
-    _running.set(Run(connection=connection, request=request, outer=outer, scope=scope))
+    _running.set(Run(connection=connection, task=task, request=request, outer=outer, scope=scope))
 
 
 def _end(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
@@ -231,24 +243,25 @@ def _end(task: Any = None, state: str | None = None, retval: Any = None, **_: An
         return  # it joined what was there
     try:
         if run.scope is not None:
-            _record(run, run.scope, task, state, retval)
+            _record(run, state, partial(run.end, run.scope, state, retval))
     finally:
         for variable, value in run.outer:
             variable.set(value)
 
 
-def _record(run: Run, scope: OperationScope, task: Any, state: str | None, result: Any) -> None:
+def _record(run: Run, state: str | None, step: Callable[[], None]) -> None:
     try:
-        run.end(scope, task, state, result)
+        step()
     except Exception as error:  # Celery would log it without the operation
+        operation_id = run.scope.id if run.scope else None
         log.error(
             "Operation %s of task %s ended (%s), which was not stored: %s",
-            scope.id,
-            _label(task),
+            operation_id,
+            _label(run.task),
             state,
             error,
             exc_info=not isinstance(error, EventDrivenError),
-            extra={"action": "task_outcome_lost", "operation_id": scope.id},
+            extra={"action": "task_outcome_lost", "operation_id": operation_id},
         )
 
 

@@ -176,18 +176,23 @@ class OperationScope(ContextDecorator):
         self.store(timeout=timeout)
 
     def suspend(self, failure: Failure | None = None, *, timeout: float | None = None) -> None:
-        """It has not ended: it is begun again later, with the same key. Until then it is stored as running.
+        """It will be begun again with the same key; until then it is stored as running. ``leave`` follows.
+
+        To be called before anybody can begin it again: who does may end it at once, which must come last.
 
         Args:
-            failure: why this run did not end it.
+            failure: why this run does not end it.
             timeout: seconds for storing it, ``settings.publish_timeout`` by default.
 
         Raises:
-            what ``store`` raises; this run is over all the same.
+            what ``store`` raises.
         """
-        self._leave()
         self._operation = attrs.evolve(self._begun(), error=failure)
         self.store(timeout=timeout)
+
+    def leave(self) -> None:
+        """What is published from now on no longer belongs to it; nothing is stored."""
+        self._leave()
 
     def forget(self) -> None:
         """End it without a record, unless something was published in it."""

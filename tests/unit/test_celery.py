@@ -427,6 +427,36 @@ def test_a_retry_belongs_to_the_same_operation_and_repeats_no_event(
     assert published == ["RigUser.renamed", "RigUser.greeted"]
 
 
+def test_a_retry_that_ends_before_the_run_it_came_from_has_the_last_word(
+    connected: Celery, bus: EventBus
+) -> None:
+    attempts: list[int] = []
+
+    @connected.task(bind=True, autoretry_for=(ConnectionError,), retry_backoff=False, default_retry_delay=0)
+    def call(self: Any) -> None:
+        attempts.append(self.request.retries)
+        bus.publish(Renamed(name="Ada"))
+        if len(attempts) == 1:
+            raise ConnectionError("down")
+
+    def run_elsewhere(**_: Any) -> None:
+        """As another process of the pool does, which takes the message the moment it was sent."""
+        if attempts == [0]:
+            other = threading.Thread(target=run_sent, args=(connected,))
+            other.start()
+            other.join(30)
+
+    call.delay()
+    signals.after_task_publish.connect(run_elsewhere, weak=False, dispatch_uid="elsewhere")
+    try:
+        run_sent(connected)
+    finally:
+        signals.after_task_publish.disconnect(dispatch_uid="elsewhere")
+    assert attempts == [0, 1]
+    found = only(bus)
+    assert (found.status, found.error) == ("succeeded", None)
+
+
 def test_an_operation_is_running_until_its_last_retry_failed(connected: Celery, bus: EventBus) -> None:
     seen: list[tuple[str, str]] = []
 

@@ -310,6 +310,8 @@ def test_a_suspended_operation_is_running_until_it_is_begun_again_and_ends(bus: 
             operation.end()
         else:
             operation.suspend(failure_of(ConnectionError("down")))
+            assert current_operation_id() == operation.id
+            operation.leave()
         assert current_operation_id() is None
         [found] = bus.operations.find()
         assert (found.status, found.finished_at is None) == (
