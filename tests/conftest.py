@@ -11,6 +11,22 @@ import pytest
 from eventdriven_sync.devserver import DevServers, ServerBinaryMissing
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed",
+        type=int,
+        default=int(os.environ["PYTEST_SEED"]) if "PYTEST_SEED" in os.environ else None,
+        help="run what is drawn by chance from this seed only, as a failure printed it (or PYTEST_SEED)",
+    )
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int | None:
+    """The seed asked for by ``--seed``, to see a failure again."""
+    found: int | None = request.config.getoption("--seed")
+    return found
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[DevServers]:
     """A nats-server and a mongod for all tests of this (xdist) process.
