@@ -72,7 +72,7 @@ def browser(app: Flask) -> Browser:
 def test_the_hash_is_as_dear_as_it_should_be() -> None:
     hasher = Hasher(METHOD)
     stored = hasher.hash(PASSWORD)
-    assert stored.startswith("scrypt:131072:8:1$")
+    assert stored.startswith("scrypt:65536:8:2$")
     assert hasher.matches(stored, PASSWORD)
     assert not hasher.matches(stored, PASSWORD + "!")
     assert not hasher.is_outdated(stored)
