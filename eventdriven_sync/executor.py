@@ -53,7 +53,7 @@ from eventdriven_sync.store import Store
 
 # Asked for by the handler, or the store's fault: `on` of a policy is about the handler's own errors.
 _NOT_THE_HANDLERS = (Retry, StoreUnavailable, PublishOutcomeUnknown)
-MAX_RAW = 1024 * 1024
+TRANSACTION_LIFETIME = 60.0  # seconds, unless somebody has set it otherwise in MongoDB
 
 Around = Callable[[], AbstractContextManager[object]]
 
@@ -289,23 +289,41 @@ class Executor:
             return error
         return None
 
-    def _call_afresh(self, handling: context.Handling, session: Any, function: Any, argument: Any) -> None:
+    def _call_afresh(
+        self, attempts: Sequence[Attempt], handling: context.Handling, session: Any, argument: Any
+    ) -> None:
         """One run inside a transaction. The driver may run it again on a conflict: it begins from nothing."""
-        if handling.abandoned:
+        function = attempts[0].handler.function
+        again, handling.session = handling.session is not None, session
+        if handling.abandoned or not self._prolonged(attempts, handling, again):
             raise LeaseLost(f"{handling.handler} no longer owns this delivery: it does not run again")
         handling.emitted.clear()
-        handling.held_bytes, handling.published, handling.session = 0, 0, session
+        handling.held_bytes, handling.published = 0, 0
         error = self._guarded(handling, function, argument, session)
         if error is not None:
             raise error
 
+    def _prolonged(self, attempts: Sequence[Attempt], handling: context.Handling, again: bool) -> bool:
+        """Whether the leases are ours, renewed before the transaction: within, that conflicts with it.
+
+        One that runs again may have met just that: it gets as long as a transaction can last.
+        """
+        longest = min(attempts[0].handler.timeout or TRANSACTION_LIFETIME, TRANSACTION_LIFETIME)
+        lease = self._settings.lease + (longest if again else 0.0)
+        handling.leased_until = time.monotonic() + lease
+        held = [attempt for attempt in attempts if attempt.delivery]
+        for token in dict.fromkeys(attempt.token for attempt in held):
+            ids = [attempt.delivery_id for attempt in held if attempt.token == token]
+            if self._store.deliveries.renew(ids, token=token, lease=lease):
+                return False
+        return True
+
     def _call(self, attempt: Attempt, handling: context.Handling) -> BaseException | None:
-        function = attempt.handler.function
         if not attempt.handler.transactional:
-            return self._guarded(handling, function, attempt.payload)
+            return self._guarded(handling, attempt.handler.function, attempt.payload)
 
         def body(session: Any) -> None:
-            self._call_afresh(handling, session, function, attempt.payload)
+            self._call_afresh([attempt], handling, session, attempt.payload)
             settlement = self.settlement(attempt, None, emitted=accepted_now(handling.emitted))
             self._settle_in(session, settlement, handling)
 
@@ -334,7 +352,7 @@ class Executor:
 
         def body(session: Any) -> None:
             batch.failed.clear()
-            self._call_afresh(handling, session, handler.function, batch)
+            self._call_afresh(attempts, handling, session, batch)
             handling.emitted[:] = accepted_now(handling.emitted)
             for settlement in self._batch_settlements(attempts, batch, handling, None):
                 if isinstance(settlement.outcome, Done):
@@ -411,17 +429,7 @@ def _verdict(attempt: Attempt, error: BaseException) -> float | DeadReason:
 
 
 def _since_first_failure(attempt: Attempt) -> float:
-    """Seconds since the first failure of this generation, 0.0 if this is it.
-
-    Of many failures the first are no longer on record: the pace of those that are says how long all took.
-    """
-    delivery = attempt.delivery
-    own = [f for f in delivery.failures if f.generation == delivery.generation] if delivery else []
-    if not delivery or not own:
-        return 0.0
-    now = utcnow()
-    seconds = (now - own[0].failed_at).total_seconds() * max(delivery.failed / len(own), 1.0)
-    return max(min(seconds, (now - delivery.created_at).total_seconds()), 0.0)
+    return attempt.delivery.failing_for(utcnow()) if attempt.delivery else 0.0
 
 
 def _subject_name(attempt: Attempt) -> str:
@@ -432,13 +440,5 @@ def _subject_name(attempt: Attempt) -> str:
 
 
 def _raw(attempt: Attempt) -> RawMessage | None:
-    message = attempt.message
-    if message is None:
-        return attempt.delivery.raw if attempt.delivery else None
-    return RawMessage(
-        stream=message.stream,
-        sequence=message.sequence,
-        subject=message.subject,
-        headers=dict(message.headers),
-        data=message.data[:MAX_RAW],
-    )
+    kept = attempt.delivery.raw if attempt.delivery else None
+    return RawMessage.of(attempt.message) if attempt.message else kept

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import attrs
 
+from eventdriven_sync.broker import Incoming
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import PayloadNotSerializable, PayloadTooLarge, shorten
 from eventdriven_sync.fingerprint import fingerprint
 from eventdriven_sync.outcome import FINAL_STATES, DeliveryState, Failure, Outcome
 
+MAX_RAW = 1024 * 1024
 MAX_REPLY = 8 * 1024 * 1024
 """Bytes of headers and body; a document of MongoDB holds twice as much."""
 
@@ -63,6 +65,17 @@ class RawMessage:
     subject: str
     headers: Mapping[str, str]
     data: bytes
+
+    @classmethod
+    def of(cls, message: Incoming) -> RawMessage:
+        """What is kept of a message."""
+        return cls(
+            stream=message.stream,
+            sequence=message.sequence,
+            subject=message.subject,
+            headers=dict(message.headers),
+            data=message.data[:MAX_RAW],
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -117,6 +130,17 @@ class Delivery:
     def group(self) -> str:
         """The consumer group, which is the part of the handler's name before the dot."""
         return self.handler.partition(".")[0]
+
+    def failing_for(self, now: datetime) -> float:
+        """Seconds since the first failure of this generation, 0.0 without one.
+
+        Of many failures the first are no longer on record: the pace of those that are says how long all took.
+        """
+        own = [failure for failure in self.failures if failure.generation == self.generation]
+        if not own:
+            return 0.0
+        seconds = (now - own[0].failed_at).total_seconds() * max(self.failed / len(own), 1.0)
+        return max(min(seconds, (now - self.created_at).total_seconds()), 0.0)
 
     @property
     def fingerprint(self) -> str:

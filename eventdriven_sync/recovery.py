@@ -105,8 +105,16 @@ class RecoveryLane:
         return len(kept)
 
     def renew(self) -> None:
-        """Prolong the leases of everything held; an attempt that lost its lease may publish no more."""
-        for token, attempts in self._leases.held().items():
+        """Prolong the leases of everything held; an attempt that lost its lease may publish no more.
+
+        A transaction has prolonged its own, and a renewal in its middle makes it run again: it is spared
+        while that lease lasts as long as a renewed one would at the next look.
+        """
+        soon = time.monotonic() + self._lease * 2 / 3
+        for token, held in self._leases.held().items():
+            attempts = {key: attempt for key, attempt in held.items() if not _lasts(attempt, soon)}
+            if not attempts:
+                continue
             lost = self._store.deliveries.renew(list(attempts), token=token, lease=self._lease)
             for delivery_id in lost:
                 handling = attempts[delivery_id].handling
@@ -169,3 +177,8 @@ class RecoveryLane:
         room = self._room()[1]
         # A full claim means that more may be due; one that found less was all there was.
         return 0.01 if 0 < room <= self.claim() else min(self._poll_every, self._lease / 3)
+
+
+def _lasts(attempt: Attempt, until: float) -> bool:
+    """Whether a transaction runs under a lease that lasts until then."""
+    return attempt.handling is not None and attempt.handling.leased_until > until

@@ -116,6 +116,26 @@ def test_a_claimed_delivery_is_settled_in_a_transaction(stage: StoreStage, given
     assert (record.state, record.event, record.due_at) == ("succeeded", None, None)
 
 
+def test_a_lease_renewed_during_the_transaction_makes_it_run_again(stage: StoreStage, given: Samples) -> None:
+    """Its view of the delivery is older than the renewal: whoever renews leases must spare it."""
+    event, runs = given.event(), 0
+    record = given.delivery(event, token="claim-1", attempts=1)
+    stage.store.deliveries.start([record], lease=60)
+    settlement = given.settlement(event, Done(), token="claim-1", claimed=True)
+
+    def body(session: Any) -> None:
+        nonlocal runs
+        runs += 1
+        stage.store.events.append([given.event()], timeout=TIMEOUT, session=session)
+        if runs == 1:
+            assert stage.store.deliveries.renew([record.id], token="claim-1", lease=60) == set()
+        assert stage.store.deliveries.settle_in(session, settlement)
+
+    stage.store.run_transaction(body, timeout=TIMEOUT)
+    assert runs == 2
+    assert stage.store.deliveries.states([record.id]) == {record.id: "succeeded"}
+
+
 @pytest.mark.parametrize("claimed", [False, True])
 @pytest.mark.parametrize("first", ["succeeded", "dead", "retrying"])
 def test_a_transaction_learns_that_it_is_fenced_off(

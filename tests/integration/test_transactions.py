@@ -1,6 +1,7 @@
 """Business writes, events and the success of a delivery in one commit, whenever the process dies."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,6 +105,28 @@ def test_a_transactional_handler_that_fails_leaves_nothing_behind(site: Site, da
     conserved(bus)
     assert list(database.books.find()) == [{"_id": 1}]
     assert bills(bus) == [1]
+
+
+def test_a_transactional_handler_that_outlasts_its_lease_succeeds_when_it_is_tried_again(
+    site: Site, database: Any
+) -> None:
+    """Tried again it runs under a lease: a renewal in the middle of the transaction would end it."""
+    bus = site.bus(lease=0.6)
+    starts: list[int] = []
+
+    @bus.group("Billing").handler(OrderPlaced, transactional=True, retry=orders.QUICK, timeout=20)
+    def book(order: OrderPlaced, session: Any) -> None:
+        starts.append(order.number)
+        if len(starts) == 1:
+            raise ValueError("no ink")
+        session.client[database.name].books.insert_one({"_id": order.number}, session=session)
+        threading.Event().wait(1.2)
+
+    site.worker(bus)
+    bus.publish(OrderPlaced(number=1))
+    assert [h.succeeded for h in conserved(bus).handlers] == [1]
+    assert list(database.books.find()) == [{"_id": 1}]
+    assert len(starts) <= 3, "at most once more, after the conflict with a renewal"
 
 
 def test_transactional_handlers_that_write_the_same_document_all_count_once(

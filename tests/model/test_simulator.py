@@ -112,6 +112,10 @@ def _renew_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(recovery.RecoveryLane, "renew", lambda self: None)
 
 
+def _renew_amid_transactions(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(recovery, "_lasts", lambda attempt, until: False)
+
+
 def _reconcile_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reconciler.Reconciler, "_bring", lambda self, record, lost: 0)
 
@@ -157,6 +161,7 @@ def _publish_although_it_failed(patch: pytest.MonkeyPatch) -> None:
         _ask_nothing,
         _run_what_another_has_begun,
         _renew_nothing,
+        _renew_amid_transactions,
         _reconcile_nothing,
         _reconcile_what_still_comes,
         _believe_any_owner,

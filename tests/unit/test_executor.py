@@ -22,8 +22,9 @@ from eventdriven_sync.errors import (
     StoreUnavailable,
 )
 from eventdriven_sync.events import event
-from eventdriven_sync.executor import MAX_RAW, Attempt
+from eventdriven_sync.executor import Attempt
 from eventdriven_sync.outcome import MAX_MESSAGE, MAX_TRACEBACK, Dead, Discarded, Done, RetryAt
+from eventdriven_sync.records import MAX_RAW
 from eventdriven_sync.store import EventQuery
 from tests.unit.rig import Greeted, Renamed, Rig, failure
 

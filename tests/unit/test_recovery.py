@@ -1,14 +1,19 @@
 """The recovery lane: claims within its share, keeps its leases, notices those it lost."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from eventdriven_sync import executor as executor_module
+from eventdriven_sync import recovery as recovery_module
+from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import StoreUnavailable
 from eventdriven_sync.handlers import Handler
-from eventdriven_sync.outcome import Done
+from eventdriven_sync.outcome import Done, RetryAt
 from eventdriven_sync.recovery import RecoveryLane
+from eventdriven_sync.stores.memory import MemorySession
 from tests.polling import eventually
 from tests.unit.rig import Gate, Renamed, Rig
 
@@ -194,3 +199,70 @@ def test_nothing_is_claimed_for_a_paused_handler(rig: Rig) -> None:
     assert recovering.claim() == 0
     pool.resume(lane)
     assert recovering.claim() == 3
+
+
+def test_a_transaction_is_not_disturbed_by_the_renewal_of_its_lease(rig: Rig) -> None:
+    """Its view of the delivery would be older than the renewal, and it would run again, for ever."""
+    runs: list[str] = []
+
+    def book(event: Renamed, session: MemorySession) -> None:
+        runs.append(event.name)
+        session.open()
+        lane.renew()
+
+    handler = rig.handler(book, transactional=True, timeout=2)
+    lane = recovery(rig, handler)
+    attempt = rig.claimed(handler, ADA)
+    assert rig.run(attempt) == Done()
+    assert (runs, rig.state(attempt)) == (["Ada"], "succeeded")
+
+
+def test_a_transaction_longer_than_its_lease_runs_again_with_one_that_is_long_enough(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(recovery_module, "time", clock)
+    monkeypatch.setattr(executor_module, "time", clock)
+    renewed: list[float] = []
+
+    def book(event: Renamed, session: MemorySession) -> None:
+        session.open()
+        assert len(renewed) < 20, "it runs again and again"
+        for _ in range(5):
+            now[0] += 10
+            rig.clock.advance(10)
+            renewed.append(now[0])
+            lane.renew()
+
+    handler = rig.handler(book, transactional=True)
+    lane = recovery(rig, handler)
+    attempt = rig.claimed(handler, ADA)
+    assert rig.run(attempt) == Done()
+    assert len(renewed) == 10, "twice: the second time its lease lasts as long as a transaction can"
+    assert rig.state(attempt) == "succeeded"
+
+
+def test_a_transaction_does_not_begin_without_its_lease(rig: Rig) -> None:
+    runs: list[str] = []
+    handler = rig.handler(lambda e, session: runs.append(e.name), name="book", transactional=True)
+    attempt = rig.claimed(handler, ADA)
+    rig.clock.advance(31)
+    rig.store.deliveries.claim_due([handler.name], limit=9, lease=30, worker="other", token="other")
+    assert isinstance(rig.run(attempt), RetryAt)
+    assert runs == []
+
+
+def test_a_batch_in_a_transaction_keeps_all_of_its_leases(rig: Rig) -> None:
+    def book(batch: Any, session: MemorySession) -> None:
+        session.open()
+        lane.renew()
+
+    handler = rig.batch_handler(book, transactional=True, timeout=2)
+    lane = recovery(rig, handler)
+    attempts = [rig.claimed(handler, ADA) for _ in range(3)]
+    for attempt in attempts:
+        rig.executor.read(attempt)
+        rig.executor.group(attempt)
+    batch = Batch(None, [attempt.payload for attempt in attempts])
+    assert [each.outcome for each in rig.executor.run_batch(attempts, batch)] == [Done()] * 3

@@ -105,10 +105,19 @@ class Overlay(MutableMapping[str, V]):
         self._committed = committed
         self._seen: dict[str, V | None] = {}
         self._written: dict[str, V] = {}
+        self._at_first: dict[str, V] | None = None
+
+    def open(self) -> None:
+        """From now on whoever changes what is written here conflicts with it."""
+        if self._at_first is None:
+            self._at_first = dict(self._committed)
 
     def outdated(self) -> bool:
-        """Whether anything read or written here has changed underneath."""
-        return any(self._committed.get(key) is not value for key, value in self._seen.items())
+        """Whether anything read here has changed since, or anything written since the first use."""
+        first = self._at_first or {}
+        return any(self._committed.get(key) is not value for key, value in self._seen.items()) or any(
+            self._committed.get(key) is not first.get(key) for key in self._written
+        )
 
     def apply(self) -> None:
         """Make the writes visible to everybody."""
@@ -142,6 +151,11 @@ class MemorySession:
         self.deliveries = Overlay(tables.deliveries)
         self.in_transaction = True
 
+    def open(self) -> None:
+        """Its first use, as in MongoDB: what others write from now on is too late for it."""
+        self.events.open()
+        self.deliveries.open()
+
     def end(self) -> None:
         """The block is over: nothing can be written through this session any more."""
         self.in_transaction = False
@@ -154,4 +168,5 @@ def _view_of(session: Any) -> Tables:
             " use the one that transaction() or run_transaction() gives, inside its block",
             field="session",
         )
+    session.open()
     return Tables(events=session.events, deliveries=session.deliveries)
