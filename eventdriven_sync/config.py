@@ -99,17 +99,20 @@ def redact(url: str) -> str:
 
     Rather too much is hidden than too little: a password need not be escaped as it should be.
     """
-    # Without "://" it is no URL, which is said with all but what may be a secret.
-    parts = [
-        re.sub(r"(?:://([^:/@]*:)?|^(?!.*://)).*@", _hidden, part, flags=re.DOTALL) for part in _split(url)
-    ]
-    return re.sub(r"(?i)((?:password|properties)=)[^&,]*", r"\1***", ",".join(parts))
+    shown = ",".join(map(_without_userinfo, _split(url)))
+    return re.sub(r"(?i)((?:password|properties)=)[^&,]*", r"\1***", shown)
 
 
-def _hidden(userinfo: re.Match[str]) -> str:
+def _without_userinfo(url: str) -> str:
     """A name before a colon is shown; alone it is a token."""
-    begin = "://" if "://" in userinfo[0] else ""
-    return f"{begin}{userinfo[1] or ''}***@"
+    begin, end = url.find("://") + 3, url.rfind("@")
+    if begin < 3:
+        # It is no URL, which is said with all but what may be a secret.
+        return url if end < 0 else f"***{url[end:]}"
+    if end < begin:
+        return url
+    name, colon, _ = url[begin:end].partition(":")
+    return f"{url[:begin]}{name + colon if colon and not set(name) & set('/@') else ''}***{url[end:]}"
 
 
 def _split(urls: str) -> list[str]:
@@ -145,7 +148,10 @@ def _url_fault(value: object, schemes: tuple[str, ...]) -> str:
     if not isinstance(value, str) or not value:
         return "give text"
     for part in _split(value) if "nats" in schemes else [value]:
-        url = urlsplit(part.strip())
+        try:
+            url = urlsplit(part.strip())
+        except ValueError:  # whose text may show the password
+            return "it cannot be read as a URL"
         if url.scheme not in schemes or "://" not in part:
             return f"it must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}"
         if re.search(r"[\s\0-\x1f]", part.strip()):
