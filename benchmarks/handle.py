@@ -111,9 +111,10 @@ def contenders(
 
 def main() -> None:
     options = harness.options("Handling", events=20_000)
+    writes = harness.watch_writes()
     with DevServers() as servers:
         found = harness.interleaved(contenders(servers, options), runs=options.runs)
-    harness.report("handle", found)
+    harness.report("handle", found, writes=dict(writes))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from pymongo import monitoring
 
 Run = Callable[[], Mapping[str, float]]
 
@@ -59,6 +62,26 @@ def cpu_us(body: Callable[[], object], *, times: int) -> dict[str, float]:
     }
 
 
+def watch_writes() -> Counter[str]:
+    """Counts, by write concern on the wire, what clients built from now on write (transactions by commit)."""
+    seen = Counter[str]()
+    writes = {"insert", "update", "delete", "findAndModify", "commitTransaction"}
+
+    class Listener(monitoring.CommandListener):
+        def started(self, event: monitoring.CommandStartedEvent) -> None:
+            name, command = event.command_name, event.command
+            if name in writes and (name == "commitTransaction" or "autocommit" not in command):
+                concern = command.get("writeConcern", {})
+                seen[f"w={concern.get('w')}, j={concern.get('j')}"] += 1
+
+        def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
+
+        def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
+
+    monitoring.register(Listener())
+    return seen
+
+
 def report(question: str, found: Mapping[str, Mapping[str, list[float]]], **facts: Any) -> None:
     """Print the medians as a table on the error output, and everything as one line of JSON."""
     middle = medians(found)
@@ -67,6 +90,8 @@ def report(question: str, found: Mapping[str, Mapping[str, list[float]]], **fact
         print(
             f"{name.ljust(width)}  " + "  ".join(f"{k} {v:,.1f}" for k, v in figures.items()), file=sys.stderr
         )
+    for name, fact in facts.items():
+        print(f"{name}: {fact}", file=sys.stderr)
     print(json.dumps({"question": question, "machine": machine(), **facts, "medians": middle, "runs": found}))
 
 

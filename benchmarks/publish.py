@@ -60,11 +60,12 @@ def contenders(bus: EventBus, events: int) -> dict[str, Callable[[], Mapping[str
 
 def main() -> None:
     options = harness.options("Publishing", events=4000)
+    writes = harness.watch_writes()
     with DevServers() as servers, bus_on(servers) as bus:
         bus.publish(Ordered(number=0))
         found = harness.interleaved(contenders(bus, options.events), runs=options.runs)
         bus.flush(timeout=30)
-    harness.report("publish", found)
+    harness.report("publish", found, writes=dict(writes))
 
 
 if __name__ == "__main__":
