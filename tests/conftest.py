@@ -2,13 +2,15 @@
 
 import os
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pymongo
 import pytest
 
 from eventdriven_sync.devserver import DevServers, ServerBinaryMissing
+
+T = TypeVar("T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=int(os.environ["PYTEST_SEED"]) if "PYTEST_SEED" in os.environ else None,
         help="run what is drawn by chance from this seed only, as a failure printed it (or PYTEST_SEED)",
+    )
+    parser.addoption(
+        "--results",
+        default=os.environ.get("PYTEST_RESULTS"),
+        help="file to which each row of the fault catalogue appends its line (or PYTEST_RESULTS)",
     )
 
 
@@ -78,9 +85,13 @@ def mongo_url(
 
 
 def _start_or_skip() -> DevServers:
-    """Started servers; without the programs tests are skipped, except in CI, where they fail."""
+    return or_skip(lambda: DevServers().start())
+
+
+def or_skip(start: Callable[[], T]) -> T:
+    """What needs the servers' programs; without them tests are skipped, except in CI, where they fail."""
     try:
-        return DevServers().start()
+        return start()
     except ServerBinaryMissing as error:
         if os.environ.get("CI"):
             raise
