@@ -135,7 +135,7 @@ class EventBus:
             event_id: a given id, 1 to 64 characters: publishing it twice is one event.
             idempotency_key: any text; equal keys of one event name give equal ids.
             immediate: in a handler: store and send now, whatever becomes of this attempt.
-            timeout: seconds for the store, ``settings.publish_timeout`` by default.
+            timeout: seconds for the store, up to 60, ``settings.publish_timeout`` by default.
             source: who publishes; ``group.publish`` fills it in.
 
         Raises:

@@ -20,6 +20,9 @@ from eventdriven_sync.errors import (
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,31}")
 PREFIX = "EVENTDRIVEN_"
+# An event gets its time when publishing begins. The reconciler looks back for 90 seconds: one that is stored
+# later than that could be missed, so nobody may try for longer than this; the rest is for clocks that differ.
+MAX_PUBLISH_TIMEOUT = 60.0
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -197,7 +200,7 @@ class Settings:
         mongo: a MongoDB URI; the database is its path, ``eventdriven`` if it has none.
         namespace: begins every stream name and subject, and owns the database: buses of other namespaces see
             nothing of this one and need databases of their own.
-        publish_timeout: until ``publish`` gives up on MongoDB.
+        publish_timeout: until ``publish`` gives up on MongoDB; 60 at most.
         broker_timeout: for calls to NATS that are waited for.
         max_payload_bytes: limit of one encoded event.
         max_chain_depth: events between an operation and the last event of its chain.
@@ -229,7 +232,7 @@ class Settings:
         validator=_check_url(("mongodb", "mongodb+srv", "memory"), "mongodb://localhost:27017/blog"),
     )
     namespace: str = attrs.field(default="eventdriven", converter=_plain, validator=_check_namespace)
-    publish_timeout: float = attrs.field(default=15.0, validator=between(0.05, 300))
+    publish_timeout: float = attrs.field(default=15.0, validator=between(0.05, MAX_PUBLISH_TIMEOUT))
     broker_timeout: float = attrs.field(default=5.0, validator=between(0.05, 300))
     max_payload_bytes: int = attrs.field(
         default=256 * 1024, validator=between(2048, 8 * 1024 * 1024, whole=True)

@@ -6,14 +6,15 @@ import asyncio
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from eventdriven_sync import context
 from eventdriven_sync.broker import Outgoing, StreamSpec
-from eventdriven_sync.config import check_number, check_text
-from eventdriven_sync.envelope import Envelope, check_id, derived_id, new_id, utcnow
+from eventdriven_sync.config import MAX_PUBLISH_TIMEOUT, check_number, check_text
+from eventdriven_sync.envelope import Envelope, accepted_now, check_id, derived_id, new_id, utcnow
 from eventdriven_sync.errors import ChainTooDeep, InvalidOption, LeaseLost, TooManyEvents, shorten
 from eventdriven_sync.events import EventType, event_type_of
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from eventdriven_sync.bus import EventBus
 
 CHUNK = 1000
+# What waited so long for the chunks before it gets a new time: the reconciler looks back for 90 seconds only.
+STALE = timedelta(seconds=10)
 # Of one attempt: they are stored in one write with its outcome, which must end within the store's timeout.
 MAX_HELD = 10_000
 MAX_HELD_BYTES = 64 * 1024 * 1024
@@ -93,9 +96,12 @@ class Publisher:
             return duplicates
         duplicates = []
         for start in range(0, len(envelopes), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            duplicates += self._bus.store.events.append(envelopes[chunk], timeout=seconds)
-            self._bus.broker.dispatch(messages[chunk])
+            chunk, sent = envelopes[start : start + CHUNK], messages[start : start + CHUNK]
+            if utcnow() - chunk[0].published_at > STALE:
+                chunk = list(accepted_now(chunk))
+                sent = self._messages(chunk)
+            duplicates += self._bus.store.events.append(chunk, timeout=seconds)
+            self._bus.broker.dispatch(sent)
         return duplicates
 
     def dispatch(self, envelopes: Sequence[Envelope]) -> None:
@@ -106,7 +112,7 @@ class Publisher:
         """The time the store gets; InvalidOption if it is out of range."""
         if timeout is None:
             return self._bus.settings.publish_timeout
-        return float(check_number(timeout, field="timeout", low=0.01, high=300))
+        return float(check_number(timeout, field="timeout", low=0.01, high=MAX_PUBLISH_TIMEOUT))
 
     def _messages(self, envelopes: Sequence[Envelope]) -> list[Outgoing]:
         namespace, pack = self._bus.settings.namespace, self._bus.codec.pack

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 PAGE = 500
 ROLE = "reconciler"
-# An event may become visible this long after its publishing time: transactions live up to 60 s, clocks of
-# publishers differ. The watermark stays behind by this much, and what lies between is looked at again.
+# An event may become visible this long after its publishing time: whoever publishes may try for 60 s, clocks
+# of publishers differ. The watermark stays behind by this much, and what lies between is looked at again.
 LATE = 90.0
 
 

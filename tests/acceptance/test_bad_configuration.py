@@ -129,7 +129,7 @@ SETTINGS: list[tuple[dict[str, Any], type[EventDrivenError], str]] = [
     ({"max_lost": 2.0}, InvalidOption, "max_lost is 2.0: give a whole number"),
     ({"max_chain_depth": 0}, InvalidOption, "max_chain_depth is 0"),
     ({"max_payload_bytes": -1}, InvalidOption, "max_payload_bytes is -1: give a whole number from 2,048"),
-    ({"publish_timeout": 0}, InvalidOption, "publish_timeout is 0: give a number from 0.05 to 300"),
+    ({"publish_timeout": 0}, InvalidOption, "publish_timeout is 0: give a number from 0.05 to 60"),
     ({"broker_timeout": True}, InvalidOption, "broker_timeout is True"),
     ({"stream_max_age": 1}, InvalidOption, "stream_max_age is 1: give a number from 60"),
     ({"stream_replicas": 2}, InvalidOption, "stream_replicas is 2: give 1 or 3"),

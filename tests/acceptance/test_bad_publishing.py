@@ -290,7 +290,7 @@ OPTIONS: list[Row] = [
             f"timeout {value!r}",
             option(timeout=value),
             InvalidOption,
-            f"timeout is {value!r}: give a number from 0.01 to 300",
+            f"timeout is {value!r}: give a number from 0.01 to 60",
         )
         for value in (0, -1, math.nan, math.inf, "5", True)
     ),
@@ -559,7 +559,7 @@ def test_a_wrong_timeout_of_a_publish_inside_a_handler_is_refused_at_once(site: 
             site.publish(Given(number=1), timeout=-1)
 
     letter = dead_letter_of(site, publish_badly, Given())
-    assert letter.failures[-1].message == "timeout is -1: give a number from 0.01 to 300"
+    assert letter.failures[-1].message == "timeout is -1: give a number from 0.01 to 60"
     assert site.store.events.count(["Input.given"], since=None) == 1
 
 

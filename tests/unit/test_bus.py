@@ -5,13 +5,17 @@ import enum
 import os
 import threading
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import attrs
 import pytest
 
-from eventdriven_sync import EventBus, event
+from eventdriven_sync import EventBus, event, publishing
+from eventdriven_sync.broker import Outgoing
 from eventdriven_sync.brokers.memory import MemoryBroker
+from eventdriven_sync.config import MAX_PUBLISH_TIMEOUT
+from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import (
     Closed,
     ConfigurationError,
@@ -23,6 +27,7 @@ from eventdriven_sync.errors import (
     PublishOutcomeUnknown,
     StoreUnavailable,
 )
+from eventdriven_sync.reconciler import LATE
 from eventdriven_sync.stores.memory import MemoryStore
 from eventdriven_sync.testing import memory
 from tests.unit.rig import Greeted, Renamed
@@ -51,6 +56,37 @@ def stored(store: MemoryStore) -> int:
 
 def sent(broker: MemoryBroker) -> int:
     return broker.status().dispatched
+
+
+@pytest.mark.parametrize("how", ["publish", "transaction"])
+def test_nobody_tries_for_so_long_that_the_reconciler_has_looked_before_the_event_is_there(
+    bus: EventBus, how: str
+) -> None:
+    assert LATE >= MAX_PUBLISH_TIMEOUT + 30, "clocks differ"
+    with pytest.raises(InvalidOption, match=r"timeout is 61: give a number from 0\.01 to 60"):
+        bus.publish(ADA, timeout=61) if how == "publish" else bus.transaction(timeout=61).__enter__()
+
+
+def test_what_waited_for_the_chunks_before_it_gets_a_new_time_in_the_store_and_on_the_wire(
+    bus: EventBus, store: MemoryStore, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Outgoing] = []
+    monkeypatch.setattr(broker, "dispatch", lambda messages: sent.extend(messages) or len(messages))
+    monkeypatch.setattr(publishing, "CHUNK", 2)
+    now, appended = utcnow(), store.events.append
+
+    def slowly(*arguments: Any, **options: Any) -> list[bool]:
+        monkeypatch.setattr(publishing, "utcnow", utcnow)
+        return appended(*arguments, **options)
+
+    # Building the events and storing the first chunk takes two minutes.
+    monkeypatch.setattr(publishing, "utcnow", lambda: now - timedelta(minutes=2))
+    monkeypatch.setattr(store.events, "append", slowly)
+    receipts = bus.publish_many([ADA] * 5)
+    times = [store.events.get([receipt.id])[receipt.id].published_at for receipt in receipts]
+    assert [now - at > timedelta(minutes=1) for at in times] == [True, True, False, False, False]
+    on_the_wire = [bus.codec.unpack(m.data, headers={}, subject=m.subject, namespace="unit") for m in sent]
+    assert [envelope.published_at for envelope in on_the_wire] == times
 
 
 def test_an_event_is_stored_and_sent_and_has_its_receipt(
