@@ -25,7 +25,9 @@ from eventdriven_sync.pool import Pool
 from tests.polling import eventually
 
 PACKAGE = str(Path(eventdriven_sync.__file__).parent) + "/"
-TICKING = ("Worker._beat", "Reconciler._run", "RecoveryLane.renew", "DeadLetters.")
+TICKING = ("Worker._beat", "Worker._obey", "Reconciler._run", "RecoveryLane.renew", "DeadLetters.")
+# What a handler's pace changes now and then: how many messages are asked for at once.
+ADJUSTING = ("Pool._learn",)
 
 BUDGET_PUBLISH_FILES = 5
 BUDGET_DEAD_FILES, BUDGET_DEAD_FUNCTIONS = 9, 35
@@ -53,7 +55,7 @@ class Way:
         if not self.on:
             return
         hops = set(stack(sys._getframe(1)))
-        if not any(name.startswith(TICKING) for _, name in hops):
+        if not any(name.startswith(TICKING + ADJUSTING) for _, name in hops):
             self.hops |= hops
 
     def profile(self, frame: FrameType, kind: str, argument: Any) -> None:
