@@ -152,7 +152,6 @@ class Seeder:
             "key": str(user),
             "depth": depth,
             "trace": {},
-            "hash": f"{self.random.getrandbits(128):032x}",
         }
         self.events.append(event)
         self.made_events += 1
@@ -199,7 +198,7 @@ class Seeder:
             "error_type": last["error_type"],
             "error_message": last["message"],
             "fingerprint": fingerprint(last["error_type"], last["message"]),
-            "event": {name: value for name, value in event.items() if name != "hash"},
+            "event": event,
         }
 
     def failure(self, moment: datetime, attempt: int) -> Document:

@@ -92,8 +92,13 @@ class Envelope:
 
     def content_hash(self) -> str:
         """Digest of name, version and payload: tells a repeated publish from a reused id."""
-        text = json.dumps([self.name, self.version, self.data], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return content_hash(self.name, self.version, self.data)
+
+
+def content_hash(name: str, version: int, data: Mapping[str, Any]) -> str:
+    """Digest of what an event says, whoever publishes it and when."""
+    text = json.dumps([name, version, data], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def utcnow() -> datetime:

@@ -15,7 +15,7 @@ from eventdriven_sync.records import Delivery
 from eventdriven_sync.store import DeliveryQuery
 from eventdriven_sync.stores.collections import DELIVERIES, Document
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY
-from eventdriven_sync.stores.mongo_events import beyond, clean, span, stored_id, write_errors
+from eventdriven_sync.stores.mongo_events import beyond, clean, span, stored_id
 from eventdriven_sync.stores.mongo_lanes import (
     MongoLanes,
     absent,
@@ -77,8 +77,11 @@ class MongoDeliveries(MongoLanes):
             try:
                 upserted = target.bulk_write(writes, ordered=False).upserted_ids or {}
             except BulkWriteError as error:
-                failed = write_errors(error, ids).values()
-                if any(item["code"] != DUPLICATE_KEY for item in failed):
+                details = error.details
+                # Not confirmed as a whole, or refused for something else than being there already.
+                if details.get("writeConcernErrors") or any(
+                    failed["code"] != DUPLICATE_KEY for failed in details["writeErrors"]
+                ):
                     raise
                 upserted = {item["index"]: item["_id"] for item in error.details["upserted"]}
             return {str(key) for key in upserted.values()}

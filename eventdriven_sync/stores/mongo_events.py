@@ -16,9 +16,9 @@ from bson.errors import InvalidDocument
 from bson.raw_bson import RawBSONDocument
 from pymongo import ReplaceOne
 from pymongo.collection import Collection
-from pymongo.errors import AutoReconnect, BulkWriteError, PyMongoError, WriteError
+from pymongo.errors import AutoReconnect, PyMongoError
 
-from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.envelope import Envelope, content_hash
 from eventdriven_sync.errors import EventIdReused, PayloadNotSerializable, StoreError
 from eventdriven_sync.outcome import Failure
 from eventdriven_sync.records import Operation
@@ -27,6 +27,7 @@ from eventdriven_sync.stores.collections import EVENTS, OPERATIONS, Document
 from eventdriven_sync.stores.connection import Connection, Link
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, MAX_QUESTION, bounded, translated
 
+_UNSTORABLE = (InvalidDocument, OverflowError, ValueError, TypeError)
 _OBJECT_ID = re.compile(r"[0-9a-f]{24}")
 
 
@@ -35,8 +36,7 @@ class Prepared(NamedTuple):
 
     id: str
     raw: RawBSONDocument
-    hash: str
-    derived: bool
+    event: Envelope
 
 
 def stored_id(text: str) -> Any:
@@ -67,17 +67,22 @@ def prepare(event: Envelope) -> Prepared:
     Raises:
         PayloadNotSerializable: MongoDB cannot hold it.
     """
-    digest = event.content_hash()
-    raw = encoded(event_document(event) | {"hash": digest}, what=f"event {event.name} {event.id}")
-    return Prepared(event.id, raw, digest, bool(event.parent_ids))
+    try:
+        return Prepared(event.id, RawBSONDocument(bson.encode(event_document(event))), event)
+    except _UNSTORABLE as error:
+        raise _unstorable(f"event {event.name} {event.id}", error) from error
 
 
 def encoded(document: Document, *, what: str) -> RawBSONDocument:
     """The document as BSON, or PayloadNotSerializable."""
     try:
         return RawBSONDocument(bson.encode(document))
-    except (InvalidDocument, OverflowError, ValueError, TypeError) as error:
-        raise PayloadNotSerializable(f"{what} cannot be stored in MongoDB: {error}") from error
+    except _UNSTORABLE as error:
+        raise _unstorable(what, error) from error
+
+
+def _unstorable(what: str, error: Exception) -> PayloadNotSerializable:
+    return PayloadNotSerializable(f"{what} cannot be stored in MongoDB: {error}")
 
 
 def envelope(document: Mapping[str, Any]) -> Envelope:
@@ -234,46 +239,41 @@ def insert_events(
     first: dict[str, Prepared] = {}
     for event in events:
         first.setdefault(event.id, event)
-    target: Collection[Any] = connection.collections[EVENTS]
-    refused: dict[str, Document] = {}
-    try:
-        if len(first) == 1:  # a lone publisher: less work in the driver
-            target.insert_one(events[0].raw, session=session)
-        else:
-            target.insert_many([event.raw for event in first.values()], ordered=False, session=session)
-    except (WriteError, BulkWriteError) as error:
-        if session is not None:
-            raise  # it ended the transaction
-        refused = write_errors(error, list(first))
+    raws = [event.raw for event in first.values()]
+    if session is None:
+        ids = list(first)
+        refused = {ids[failed["index"]]: failed for failed in connection.insert(EVENTS, raws)}
+    else:
+        connection.collections[EVENTS].insert_many(raws, ordered=False, session=session)
+        refused = {}
     if not refused and len(first) == len(events):
         return [False] * len(events)
-    hashes = {event.id: event.hash for event in first.values()} | _stored_hashes(connection, refused)
-    return [_verdict(event, first, hashes, refused) for event in events]
+    contents = {event.id: event.event.content_hash() for event in first.values()}
+    contents |= _stored_contents(connection, refused)
+    return [_verdict(event, first, contents, refused) for event in events]
 
 
-def write_errors(error: WriteError | BulkWriteError, ids: Sequence[str]) -> dict[str, Document]:
-    """The failed writes by id; raises the error again if the write was not confirmed as a whole."""
-    if not isinstance(error, BulkWriteError):
-        return {ids[0]: {"code": error.code, "errmsg": str(error)}}
-    if error.details.get("writeConcernErrors"):
-        raise error
-    return {ids[failed["index"]]: failed for failed in error.details["writeErrors"]}
-
-
-def _stored_hashes(connection: Connection, refused: Mapping[str, Document]) -> dict[str, str]:
+def _stored_contents(connection: Connection, refused: Mapping[str, Document]) -> dict[str, str]:
+    """What those say that were stored before, as digests by id."""
     ids = [stored_id(key) for key, failed in refused.items() if failed["code"] == DUPLICATE_KEY]
     if not ids:
         return {}
-    found = list(connection.collections[EVENTS].find({"_id": {"$in": ids}}, {"hash": 1}))
+    found = _contents(connection, ids)
     if len(found) < len(ids):
         raise AutoReconnect("an event was removed while it was compared")  # and so it is tried again
-    return {str(document["_id"]): document.get("hash", "") for document in found}
+    return found
+
+
+def _contents(connection: Connection, ids: Sequence[Any], session: Any = None) -> dict[str, str]:
+    fields = {"name": 1, "version": 1, "data": 1}
+    found = connection.collections[EVENTS].find({"_id": {"$in": ids}}, fields, session=session)
+    return {str(d["_id"]): content_hash(d["name"], d["version"], plain(d["data"])) for d in found}
 
 
 def _verdict(
     event: Prepared,
     first: Mapping[str, Prepared],
-    hashes: Mapping[str, str],
+    contents: Mapping[str, str],
     refused: Mapping[str, Document],
 ) -> bool | BaseException:
     failed = refused.get(event.id)
@@ -282,7 +282,7 @@ def _verdict(
             f"MongoDB refused event {event.id}: {failed.get('errmsg', '')[:200]}", code=failed["code"]
         )
     # A derived id stands for "the n-th event of this handling": its first content stays.
-    if event.derived or hashes[event.id] == event.hash:
+    if event.event.parent_ids or contents[event.id] == event.event.content_hash():
         return failed is not None or first[event.id] is not event
     return EventIdReused(
         f"event_id {event.id!r} exists with other content: an id stands for one event for ever, "
@@ -301,17 +301,16 @@ def append_in(connection: Connection, session: Any, events: Sequence[Prepared]) 
     connection.in_transaction(session).extend(event.id for event in events)
     try:
         ids = [stored_id(event.id) for event in events]
-        found = connection.collections[EVENTS].find({"_id": {"$in": ids}}, {"hash": 1}, session=session)
-        hashes = {str(document["_id"]): document.get("hash", "") for document in found}
-        fresh = [event for event in events if event.id not in hashes]
+        contents = _contents(connection, ids, session)
+        fresh = [event for event in events if event.id not in contents]
         added = iter(insert_events(connection, fresh, session=session) if fresh else ())
     except PyMongoError as error:
         raise translated(
             error, "while storing events in a transaction", timeout=connection.timeout
         ) from error
     first = {event.id: event for event in fresh}
-    known: Mapping[str, Document] = {key: {"code": DUPLICATE_KEY} for key in hashes}
-    told = [_verdict(e, first, hashes, known) if e.id in hashes else next(added) for e in events]
+    known: Mapping[str, Document] = {key: {"code": DUPLICATE_KEY} for key in contents}
+    told = [_verdict(e, first, contents, known) if e.id in contents else next(added) for e in events]
     for each in told:
         if isinstance(each, BaseException):
             raise each

@@ -23,6 +23,7 @@ from eventdriven_sync.envelope import Envelope, new_id
 from eventdriven_sync.errors import (
     Closed,
     ConfigurationError,
+    EventIdReused,
     PayloadNotSerializable,
     QueryTooSlow,
     StorePermissionDenied,
@@ -570,6 +571,40 @@ def test_one_event_that_mongodb_cannot_hold_fails_its_own_publisher_only(
     with pytest.raises(PayloadNotSerializable, match="cannot be stored in MongoDB"):
         store.events.append([given.event(data={"n": 2**64})], timeout=TIMEOUT)
     assert store.events.append([given.event()], timeout=TIMEOUT) == [False]
+
+
+def test_more_than_one_message_can_carry_is_stored_in_several(
+    store: MongoStore, given: Samples, commands: Commands
+) -> None:
+    known, reused = given.event(data={"n": 1}), given.event(data={"n": 2})
+    store.events.append([known, reused], timeout=TIMEOUT)
+    commands.sent.clear()
+    large = [given.event(data={"text": "x" * 250_000}) for _ in range(120)]
+    assert store.events.append([*large[:100], known, *large[100:]], timeout=30) == [
+        event is known for event in [*large[:100], known, *large[100:]]
+    ]
+    assert commands.names() == ["insert", "insert", "find"]
+    with pytest.raises(EventIdReused) as caught:
+        store.events.append([*large, attrs.evolve(reused, data={"n": 3})], timeout=30)
+    assert caught.value.event_id == reused.id
+
+
+def test_an_insert_that_was_not_replicated_is_repeated(
+    store: MongoStore, given: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = store._link.now
+    command, unmet = connection.database.command, {"code": 64, "errmsg": "waiting for replication timed out"}
+    answers = [{"writeConcernError": unmet}]
+
+    def weak(body: dict[str, Any]) -> Any:
+        """The first is written, and then not replicated in time."""
+        return command(body) | (answers.pop() if answers else {})
+
+    monkeypatch.setattr(connection.database, "command", weak)
+    event = given.event()
+    assert store.events.append([event], timeout=TIMEOUT) == [True]
+    assert answers == []
+    assert store.events.get([event.id]) == {event.id: event}
 
 
 def test_a_failing_event_that_mongodb_cannot_hold_still_becomes_a_delivery(
