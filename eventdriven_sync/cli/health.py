@@ -100,8 +100,13 @@ def audit(session: Session, *, since: datetime | None) -> None:
 @click.option(
     "--no-round-trip", is_flag=True, help="Do not publish and handle test events (Eventdriven.ping)."
 )
+@click.option(
+    "--dashboard-url", metavar="URL", help="Of the dashboard, as people reach it: what strangers see there."
+)
 @click.pass_obj
-def doctor(session: Session, *, monitoring_url: str | None, no_round_trip: bool) -> None:
+def doctor(
+    session: Session, *, monitoring_url: str | None, no_round_trip: bool, dashboard_url: str | None
+) -> None:
     """Check servers, settings and the service; say what to do. Exit 1 if a check failed.
 
     It takes up to 20 seconds. Six test events are published, handled and removed again.
@@ -110,7 +115,9 @@ def doctor(session: Session, *, monitoring_url: str | None, no_round_trip: bool)
 
     session.out.note("Checking; this takes up to 20 seconds …")
     bus = session.unopened_bus()
-    checks = diagnose(bus, monitoring_url=monitoring_url, round_trip=not no_round_trip)
+    checks = diagnose(
+        bus, monitoring_url=monitoring_url, round_trip=not no_round_trip, dashboard_url=dashboard_url
+    )
     session.out.rows(checks, CHECK_COLUMNS, empty="There was nothing to check.")
     failed = [check for check in checks if check.level == "fail"]
     warned = [check for check in checks if check.level == "warn"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from eventdriven_sync.doctor import durability, mongo_checks, nats_checks, service_checks
+from eventdriven_sync.doctor import dashboard_checks, durability, mongo_checks, nats_checks, service_checks
 from eventdriven_sync.doctor.check import CannotCheck, Check
 from eventdriven_sync.doctor.facts import Facts, gather
 
@@ -25,6 +25,7 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Check]], ...] = (
     ("JetStream API", nats_checks.api_level),
     ("NATS max_payload", nats_checks.max_payload),
     ("NATS security", nats_checks.security),
+    ("NATS rights", nats_checks.rights),
     ("NATS durability", nats_checks.durability),
     ("NATS storage", nats_checks.storage),
     ("NATS clock", service_checks.broker_clock),
@@ -48,19 +49,30 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Check]], ...] = (
     ("transactions", mongo_checks.transactions),
     ("indexes", mongo_checks.indexes),
     ("durability", durability.verdict),
+    ("publish timeout", service_checks.publish_timeout),
     ("round trip", service_checks.round_trip),
     ("workers", service_checks.workers),
     ("paused handlers", service_checks.paused),
     ("backlog", service_checks.backlog),
     ("overdue deliveries", service_checks.overdue),
+    ("forgotten events", service_checks.forgotten),
     ("dead letters", service_checks.dead_letters),
+    ("dashboard users", dashboard_checks.users),
+    ("dashboard settings", dashboard_checks.settings),
+    ("dashboard access", dashboard_checks.access),
     ("Python", service_checks.python),
     ("libraries", service_checks.libraries),
     ("forking", service_checks.forking),
 )
 
 
-def diagnose(bus: EventBus, *, monitoring_url: str | None = None, round_trip: bool = True) -> list[Check]:
+def diagnose(
+    bus: EventBus,
+    *,
+    monitoring_url: str | None = None,
+    round_trip: bool = True,
+    dashboard_url: str | None = None,
+) -> list[Check]:
     """Check both servers, the settings and the service; takes up to 20 seconds and never raises for findings.
 
     It opens the event store (which creates what indexes are missing), takes and gives back a lease, and
@@ -71,11 +83,12 @@ def diagnose(bus: EventBus, *, monitoring_url: str | None = None, round_trip: bo
         monitoring_url: NATS's monitoring port, for example ``http://localhost:8222``; only there can be seen
             whether messages are synced to the disk.
         round_trip: whether to publish.
+        dashboard_url: of the dashboard, as people reach it: what a stranger is shown there.
 
     Example:
         >>> assert not [check for check in diagnose(bus) if check.level == "fail"]
     """
-    facts = gather(bus, monitoring_url=monitoring_url, round_trip=round_trip)
+    facts = gather(bus, monitoring_url=monitoring_url, round_trip=round_trip, dashboard_url=dashboard_url)
     return examine(facts)
 
 

@@ -12,18 +12,20 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
+from eventdriven_sync.audit import audit
 from eventdriven_sync.broker import ConsumerSpec, StreamSpec, StreamState
 from eventdriven_sync.config import Settings
-from eventdriven_sync.doctor.check import Unknown, known
+from eventdriven_sync.doctor.check import CannotCheck, Unknown, known
+from eventdriven_sync.doctor.dashboard_checks import Dashboard, count_people, look
 from eventdriven_sync.doctor.ping import Ping, RoundTrip, ping
 from eventdriven_sync.envelope import Envelope, new_id, utcnow
-from eventdriven_sync.errors import EventDrivenError, StoreUnavailable
+from eventdriven_sync.errors import BrokerPermissionDenied, EventDrivenError, StoreUnavailable
 from eventdriven_sync.events import event_type_of
 from eventdriven_sync.records import HandlerRecord, WorkerRecord
 from eventdriven_sync.store import DeliveryQuery
@@ -37,6 +39,9 @@ T = TypeVar("T")
 
 PREFORKERS = ("gunicorn", "celery", "uwsgi", "billiard")
 SECOND_LOOK_AFTER = 5.0
+# How far back forgotten events are looked for, in seconds, and among how many.
+RECENT = 300.0
+MOST_AUDITED = 20_000
 _HTTP_TIMEOUT = 3.0
 _HTTP_LIMIT = 4 * 1024 * 1024
 
@@ -68,6 +73,9 @@ class Facts:
         probe_write: seconds of one majority-committed, journaled write.
         aborted: whether a transaction that was aborted left nothing behind.
         monitoring: NATS's monitoring page ``/varz``.
+        denied: whether NATS refuses this user a stream outside of the namespace.
+        forgotten: accepted events of the last minutes that nothing will bring, by handler.
+        dashboard: who may sign in, its settings, what strangers see.
         counts: deliveries by state.
         overdue: seconds since the oldest due delivery could have been started.
         trip: the round trip.
@@ -89,6 +97,9 @@ class Facts:
     probe_write: float | Unknown
     aborted: bool | Unknown
     monitoring: Mapping[str, Any] | Unknown
+    denied: bool | Unknown
+    forgotten: Mapping[str, int] | Unknown
+    dashboard: Dashboard
     workers: list[WorkerRecord] | Unknown
     handlers: list[HandlerRecord] | Unknown
     counts: Mapping[str, int] | Unknown
@@ -101,7 +112,9 @@ class Facts:
     python: tuple[int, int]
 
 
-def gather(bus: EventBus, *, monitoring_url: str | None, round_trip: bool) -> Facts:
+def gather(
+    bus: EventBus, *, monitoring_url: str | None, round_trip: bool, dashboard_url: str | None = None
+) -> Facts:
     """Ask both servers; never raises for what they answer."""
     threads = tuple(thread.name for thread in threading.enumerate())
     began = time.monotonic()
@@ -124,6 +137,9 @@ def gather(bus: EventBus, *, monitoring_url: str | None, round_trip: bool) -> Fa
         probe_write=_unless(mongo, lambda: _probe_write(bus)),
         aborted=_unless(mongo, lambda: _probe_abort(bus)),
         monitoring=monitoring_page(monitoring_url),
+        denied=_unless(streams, lambda: _is_denied(bus, server)),
+        forgotten=_unless(mongo, lambda: _unless(streams, lambda: _forgotten(bus))),
+        dashboard=look(_unless(mongo, lambda: count_people(bus)), url=dashboard_url),
         workers=_unless(mongo, directory.workers),
         handlers=handlers,
         counts=_unless(mongo, lambda: deliveries.count(DeliveryQuery())),
@@ -158,6 +174,34 @@ def _ask_nats(bus: EventBus) -> tuple[str, Mapping[str, Any] | Unknown, list[Str
 def streams_of(bus: EventBus) -> list[StreamState]:
     """The streams of the bus's namespace, with their consumers."""
     return bus.broker.streams(f"{bus.settings.namespace}_", timeout=bus.settings.broker_timeout)
+
+
+def _is_denied(bus: EventBus, server: Mapping[str, Any] | Unknown) -> bool:
+    """Whether a question about a stream that is none of ours is refused."""
+    if not known(server).get("auth_required"):
+        known(Unknown("NATS has no users, so everybody may everything", skipped=True))
+    try:
+        bus.broker.consumer_state("doctor-probe", "nobody", timeout=bus.settings.broker_timeout)
+    except BrokerPermissionDenied:
+        return True
+    return False
+
+
+def _forgotten(bus: EventBus) -> dict[str, int]:
+    """A small audit: of what the reconciler should have looked after in the last minutes."""
+    settings = bus.settings
+    grace = settings.reconcile_after + settings.reconcile_every
+    now = bus.store.directory.now()
+    since, until = now - timedelta(seconds=grace + RECENT), now - timedelta(seconds=grace)
+    names = sorted({name for record in bus.store.directory.handlers() for name in record.events})
+    count = bus.store.events.count(names, since=since, until=until) if names else 0
+    if count > MOST_AUDITED:
+        known(
+            Unknown(
+                f"{count:,} events in a few minutes are too many for here: eventdriven audit", skipped=True
+            )
+        )
+    return {each.name: each.lost for each in audit(bus, since=since).handlers if each.lost}
 
 
 def _ask_mongo(bus: EventBus) -> tuple[str, Mapping[str, Any] | Unknown]:
@@ -269,6 +313,8 @@ def learn(ask: Callable[[], T]) -> T | Unknown:
     """The answer, or why there is none."""
     try:
         return ask()
+    except CannotCheck as obstacle:
+        return obstacle.unknown
     except EventDrivenError as error:
         return Unknown(str(error))
     except Exception as error:  # a diagnosis goes on, whatever a server answers

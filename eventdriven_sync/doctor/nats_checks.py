@@ -84,6 +84,18 @@ def security(facts: Facts) -> Check:
     return ok("loopback only" if not foreign else "users and TLS")
 
 
+def rights(facts: Facts) -> Check:
+    """This user may use its own streams, and no others."""
+    _server(facts)
+    if not known(facts.denied):
+        return warn(
+            "NATS answers this user also about streams of others: whoever breaks in here could delete them",
+            f"give the user permissions for {facts.settings.namespace}.> and for the JetStream API of the "
+            "streams of its namespace only, or an account of its own",
+        )
+    return ok("a stream of others is refused")
+
+
 def durability(facts: Facts) -> Check:
     """What a stream survives: the death of the server, or a power loss too."""
     streams = _streams(facts)

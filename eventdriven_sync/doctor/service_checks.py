@@ -72,6 +72,29 @@ def overdue(facts: Facts) -> Check:
     return ok("nothing is overdue")
 
 
+def forgotten(facts: Facts) -> Check:
+    """Everything accepted lately has a delivery, or NATS still has it."""
+    lost = known(facts.forgotten)
+    if not lost:
+        return ok("none in the last minutes")
+    text = f"accepted and with nobody: {', '.join(f'{name} {count:,}' for name, count in lost.items())}"
+    if not known(facts.workers):
+        return warn(text, "start a worker: its reconciler brings them")
+    return fail(text, "look into the workers' logs for their reconciler, then run eventdriven audit")
+
+
+def publish_timeout(facts: Facts) -> Check:
+    """Publishing gives up before the reconciler begins to look after an event."""
+    timeout, after = facts.settings.publish_timeout, facts.settings.reconcile_after
+    if timeout >= after:
+        return warn(
+            f"publish_timeout is {timeout:g} s and reconcile_after {after:g} s: an event that takes so long "
+            "may be brought twice at once, and its handlers run twice",
+            f"lower publish_timeout, or raise reconcile_after above {timeout:g}",
+        )
+    return ok(f"{timeout:g} s, the reconciler waits {after:g} s")
+
+
 def dead_letters(facts: Facts) -> Check:
     """Nobody has to look at anything."""
     dead = known(facts.counts).get("dead", 0)

@@ -1,5 +1,6 @@
 """The doctor on real servers: well ones, and ones that are wrong in the ways it must see."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -288,3 +289,33 @@ def running(command: list[str]) -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_user_that_may_touch_streams_of_others_is_named(
+    tmp_path: Path, mongo_url: str, namespace: str
+) -> None:
+    streams = f"{namespace}_DoctorPost"
+    permissions = {
+        "publish": [
+            *(f"$JS.API.{path}" for path in ("INFO", "STREAM.LIST", "STREAM.NAMES")),
+            *(f"$JS.API.STREAM.{verb}.{streams}" for verb in ("INFO", "CREATE", "MSG.GET")),
+            *(f"$JS.API.CONSUMER.{verb}.{streams}.>" for verb in ("INFO", "CREATE", "MSG.NEXT", "DELETE")),
+            f"$JS.API.CONSUMER.LIST.{streams}",
+            f"{namespace}.>",
+        ],
+        "subscribe": ["_INBOX.>"],
+    }
+    users = [
+        {"user": "narrow", "password": "n", "permissions": permissions},
+        {"user": "wide", "password": "w"},
+    ]
+    configuration = tmp_path / "nats.conf"
+    configuration.write_text(json.dumps({"authorization": {"users": users}}))
+    found = {}
+    with plain_nats(tmp_path, "-c", str(configuration), "-js", "-sd", str(tmp_path)) as url:
+        for user in ("narrow", "wide"):
+            own = url.replace("//", f"//{user}:{user[0]}@")
+            with opened(own, mongo_url, namespace) as bus:
+                checks = by_name(diagnose(bus, round_trip=False))
+                found[user] = (checks["NATS"].level, checks["NATS rights"].level)
+    assert found == {"narrow": ("ok", "ok"), "wide": ("ok", "warn")}

@@ -100,7 +100,7 @@ class Sent:
         return "autocommit" in self.command and self.name != "commitTransaction"
 
     def is_of(self, place: Place) -> bool:
-        names = BULK if place.command == "bulk" else {place.command}
+        names = {"bulk": BULK, "any": {self.name}}.get(place.command, {place.command})
         return self.name in names and (place.file, place.function) in self.functions
 
 
@@ -140,6 +140,8 @@ def places() -> set[Place]:
             for node in ast.walk(body):
                 if isinstance(node, ast.Attribute) and node.attr in METHODS:
                     found.add(Place(file, function, METHODS[node.attr]))
+                elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "command":
+                    found.add(Place(file, function, "any"))
     return found
 
 

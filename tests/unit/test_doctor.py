@@ -9,22 +9,29 @@ from typing import Any
 
 import attrs
 import pytest
+from werkzeug.debug import DebuggedApplication
+from werkzeug.serving import make_server
 
 from eventdriven_sync.broker import ConsumerSpec, ConsumerState, StreamSpec, StreamState
 from eventdriven_sync.brokers.jetstream import consumer_config, stream_config
 from eventdriven_sync.brokers.memory import MemoryBroker
 from eventdriven_sync.bus import EventBus
+from eventdriven_sync.cli import people
 from eventdriven_sync.config import Settings
-from eventdriven_sync.doctor import CHECKS, Check, diagnose, examine
+from eventdriven_sync.doctor import CHECKS, Check, dashboard_checks, diagnose, examine
 from eventdriven_sync.doctor.check import CannotCheck, Unknown, version
+from eventdriven_sync.doctor.dashboard_checks import Dashboard, Page, People
 from eventdriven_sync.doctor.facts import REQUIRED, Facts, gather
 from eventdriven_sync.doctor.ping import RoundTrip, ping
-from eventdriven_sync.envelope import utcnow
+from eventdriven_sync.envelope import Envelope, utcnow
 from eventdriven_sync.errors import StoreError
 from eventdriven_sync.events import event
+from eventdriven_sync.people import User
 from eventdriven_sync.records import HandlerRecord, Pause, WorkerRecord
 from eventdriven_sync.store import DeliveryQuery, EventQuery
 from eventdriven_sync.stores.memory import MemoryStore
+from tests.contracts.stages import FakeClock
+from tests.unit.dashboards import site
 
 ROOT = Path(__file__).parents[2]
 NOW = utcnow()
@@ -108,6 +115,10 @@ MONGO: dict[str, Any] = {
     "foreign_ttl": [],
     "unreadable": {},
 }
+PAGE = Page(url="https://shop.example/events/", private=True, status=303, debugger=False)
+DASHBOARD = Dashboard(
+    people=People(users=3, admins=1, waiting=1), key_fault="", has_key=True, debug=False, page=PAGE
+)
 HEALTHY = Facts(
     settings=Settings(
         nats="tls://u:secret@nats.example:4222",
@@ -126,6 +137,9 @@ HEALTHY = Facts(
     probe_write=0.01,
     aborted=True,
     monitoring=SYNCED,
+    denied=True,
+    forgotten={},
+    dashboard=DASHBOARD,
     workers=[worker()],
     handlers=[RECORD],
     counts={"succeeded": 10},
@@ -146,6 +160,14 @@ def judged(name: str, **changes: Any) -> Check:
 
 def mongo(**changes: Any) -> dict[str, Any]:
     return {"mongo": MONGO | changes}
+
+
+def dashboard(**changes: Any) -> dict[str, Any]:
+    return {"dashboard": attrs.evolve(DASHBOARD, **changes)}
+
+
+def page(**changes: Any) -> dict[str, Any]:
+    return dashboard(page=attrs.evolve(PAGE, **changes))
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -316,6 +338,27 @@ ILL: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("overdue deliveries", {"overdue": 61.0}, "warn", "61 s"),
     ("dead letters", {"counts": {"dead": 1234}}, "warn", "1,234"),
+    ("NATS rights", {"denied": False}, "warn", "streams of others"),
+    ("NATS rights", {"denied": Unknown("NATS has no users", skipped=True)}, "info", "no users"),
+    ("publish timeout", settings(publish_timeout=20.0), "warn", "run twice"),
+    ("forgotten events", {"forgotten": {"Blog.rename": 1200}}, "fail", "nobody: Blog.rename 1,200"),
+    ("forgotten events", {"forgotten": {"Blog.rename": 2}, "workers": []}, "warn", "Blog.rename 2"),
+    ("forgotten events", {"forgotten": Unknown("too many", skipped=True)}, "info", "too many"),
+    ("dashboard users", dashboard(people=People(users=2, admins=0, waiting=0)), "warn", "no admin"),
+    (
+        "dashboard users",
+        dashboard(people=People(users=0, admins=0, waiting=0)),
+        "info",
+        "no users of its own",
+    ),
+    ("dashboard settings", dashboard(debug=True), "fail", "FLASK_DEBUG"),
+    ("dashboard settings", dashboard(key_fault="the key is short; make one"), "fail", "the key is short"),
+    ("dashboard access", page(debugger=True), "fail", "debugger"),
+    ("dashboard access", page(private=False), "fail", "clear text"),
+    ("dashboard access", page(status=200), "fail", "to strangers"),
+    ("dashboard access", page(status=404), "warn", "status 404"),
+    ("dashboard access", dashboard(page=Unknown("no URL", skipped=True)), "info", "no URL"),
+    ("dashboard access", dashboard(page=Unknown("it is silent")), "warn", "silent"),
     ("Python", {"python": (3, 10)}, "fail", "too old"),
     ("Python", {"python": (3, 14)}, "warn", "newer"),
     ("libraries", {"versions": {"nats-py": "2.9.0"}}, "fail", "nats-py 2.9.0 (needs 2.16)"),
@@ -548,6 +591,135 @@ def test_no_answer_of_a_server_breaks_the_diagnosis(
     checks = diagnose(bus, round_trip=False)
     assert len(checks) == len(CHECKS)
     assert "could not be checked" in by_name(checks)["MongoDB version"].finding
+
+
+# --- the dashboard ----------------------------------------------------------------------------------------
+
+
+def test_the_variable_of_the_dashboards_key_is_the_one_that_its_command_reads() -> None:
+    assert dashboard_checks.KEY_VARIABLE == people.KEY_VARIABLE
+
+
+def test_users_of_the_dashboard_are_counted(bus: EventBus) -> None:
+    bus.open()
+    assert by_name(diagnose(bus, round_trip=False))["dashboard users"].finding.startswith("skipped")
+    for name, role, state in (("ada", "admin", "disabled"), ("bob", "viewer", "waiting")):
+        bus.store.people.add_user(User(name=name, password="x", role=role, state=state, created_at=NOW))
+    found = by_name(diagnose(bus, round_trip=False))["dashboard users"]
+    assert (found.level, "2 user(s), and no admin" in found.finding) == ("warn", True), found
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "level", "said"),
+    [
+        ("FLASK_DEBUG", "1", "fail", "FLASK_DEBUG is set"),
+        ("FLASK_DEBUG", "0", "ok", "no debug mode"),
+        (dashboard_checks.KEY_VARIABLE, "secret" * 8, "fail", "48 bytes"),
+        (dashboard_checks.KEY_VARIABLE, "0123456789abcdefghijklmnopqrstuvwxyz", "ok", "a key"),
+    ],
+)
+def test_settings_of_the_dashboard_are_read_and_no_key_is_shown(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, level: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    facts = gather(bus, monitoring_url=None, round_trip=False)
+    found = by_name(examine(facts))["dashboard settings"]
+    assert (found.level, said in found.finding) == (level, True), found
+    assert len(value) < 5 or value not in repr(facts) + repr(found)
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[Any], str]]:
+    """Serves WSGI applications; gives the URL."""
+    servers: list[Any] = []
+
+    def serve(app: Any) -> str:
+        servers.append(make_server("127.0.0.1", 0, app, threaded=True))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_dashboard_that_asks_strangers_to_sign_in_is_well(
+    bus: EventBus, served: Callable[[Any], str]
+) -> None:
+    url = served(site(bus)) + "/events"
+    found = by_name(diagnose(bus, round_trip=False, dashboard_url=url))["dashboard access"]
+    assert (found.level, found.finding) == ("ok", f"{url}/ asks strangers to sign in")
+
+
+def test_a_dashboard_that_is_open_to_everybody_is_named(bus: EventBus, served: Callable[[Any], str]) -> None:
+    url = served(site(bus, insecure=True)) + "/events/"
+    found = by_name(diagnose(bus, round_trip=False, dashboard_url=url))["dashboard access"]
+    assert (found.level, "shows the events to strangers" in found.finding) == ("fail", True), found
+
+
+def test_a_dashboard_under_a_debugger_is_named(bus: EventBus, served: Callable[[Any], str]) -> None:
+    url = served(DebuggedApplication(site(bus), evalex=True)) + "/events"
+    found = by_name(diagnose(bus, round_trip=False, dashboard_url=url))["dashboard access"]
+    assert (found.level, "debugger" in found.finding) == ("fail", True), found
+
+
+@pytest.mark.parametrize(
+    ("url", "private"),
+    [
+        ("http://shop.example/events", False),
+        ("https://shop.example/events", True),
+        ("http://localhost:8400", True),
+        ("http://[::1]:8400", True),
+    ],
+)
+def test_a_dashboard_is_private_with_tls_or_on_this_machine(
+    url: str, private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard_checks, "_answer", lambda address: (303, "text/html"))
+    found = dashboard_checks.visit(url)
+    assert isinstance(found, Page)
+    assert found.private == private
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("ftp://x", "does not begin with http"), ("http://127.0.0.1:1/events", "is silent: "), ("x", "http")],
+)
+def test_a_dashboard_url_that_is_no_use_is_named(bus: EventBus, url: str, said: str) -> None:
+    found = by_name(diagnose(bus, round_trip=False, dashboard_url=url))["dashboard access"]
+    assert (found.level, said in found.finding) == ("warn", True), found
+
+
+# --- forgotten events -------------------------------------------------------------------------------------
+
+
+def test_events_that_nothing_will_bring_are_found_and_too_many_to_look_at_are_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock()
+    store, broker = MemoryStore(clock=clock), MemoryBroker(clock=clock, manual=True)
+    broker.drop_dispatches = True
+    with EventBus(settings=Settings(nats="memory://", mongo="memory://"), broker=broker, store=store) as bus:
+        bus.group("Blog").handler(Renamed, name="rename")(lambda event: None)
+        bus.open()
+        event = codec_event(bus, clock)
+        store.events.append([event], timeout=1)
+        clock.advance(20)
+        assert by_name(diagnose(bus, round_trip=False))["forgotten events"].level == "ok"
+        clock.advance(10)
+        found = by_name(diagnose(bus, round_trip=False))["forgotten events"]
+        assert (found.level, "Blog.rename 1" in found.finding) == ("warn", True), found
+        monkeypatch.setattr("eventdriven_sync.doctor.facts.MOST_AUDITED", 0)
+        skipped = by_name(diagnose(bus, round_trip=False))["forgotten events"]
+        assert (skipped.level, "too many" in skipped.finding) == ("info", True), skipped
+
+
+def codec_event(bus: EventBus, clock: FakeClock) -> Envelope:
+    """An event of this moment by the store's clock."""
+    return attrs.evolve(
+        bus._publisher.envelope(Renamed(name="Ada"), source="", timeout=None), published_at=clock()
+    )
 
 
 @pytest.mark.parametrize(
