@@ -62,8 +62,8 @@ class BlockingBroker:
             logger.debug("dispatch refused: %s", error, extra={"action": "dispatch_refused"})
             return 0
         taken = live.dispatcher.take(messages, down_for=live.link.down_for)
-        if taken:
-            bridge.post(live.dispatcher.pump)
+        if taken and live.dispatcher.wake():
+            bridge.post(live.dispatcher.run)
         return taken
 
     def flush(self, *, timeout: float) -> bool:

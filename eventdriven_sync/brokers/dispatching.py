@@ -1,8 +1,10 @@
 """Sending without waiting: which messages are on their way, which must be sent again, which are given up.
 
-A message is kept until the broker confirms it. After a reconnect and when no confirmation comes it is sent
-again with the same id, which the server recognises. Whatever cannot be delivered within ``DEADLINE`` is
-dropped and counted: it is a stored event, and the reconciler brings it.
+Messages for one stream that are sent together are one flight, and only the last of them asks for a
+confirmation: a stream takes what one connection sends in order, so that the last one's answers for all. A
+flight is kept until the broker confirms it. After a reconnect and when no confirmation comes it is sent
+again with the same ids, which the server recognises. Whatever cannot be delivered within ``DEADLINE`` is
+dropped and counted: it is a stored event, and the reconciler brings it, as what a server lost unnoticed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ from eventdriven_sync.errors import shorten
 
 # Messages sent and not confirmed; more would only fill buffers.
 WINDOW = 4096
+# Messages of one flight: what is sent again when a single one is lost.
+RUN = 64
+# A publisher that goes on has its messages sent in runs so far apart, seconds: each sending wakes this
+# process, the server and its consumers, which costs more than a message does. The first one goes at once.
+PACE = 0.002
 # Messages and bytes taken and not settled; beyond it dispatches are dropped.
 LIMIT = 20_000
 LIMIT_BYTES = 256 * 1024 * 1024
@@ -34,16 +41,18 @@ _HEADER_MARGIN = 1024
 
 
 class Flight:
-    """A message on its way."""
+    """Messages of one stream on their way, numbered from ``first`` to ``number``."""
 
-    __slots__ = ("again_at", "deadline", "message", "number", "wait")
+    __slots__ = ("again_at", "deadline", "first", "messages", "number", "stream", "wait")
 
-    def __init__(self, message: Outgoing, number: int, now: float) -> None:
-        self.message = message
-        self.number = number
-        self.deadline = now + DEADLINE
+    def __init__(self, messages: list[Outgoing], first: int, deadline: float) -> None:
+        self.messages = messages
+        self.stream = messages[0].stream
+        self.first = first
+        self.number = first + len(messages) - 1
+        self.deadline = deadline
         self.wait = _ANSWER_WAIT
-        self.again_at = now + _ANSWER_WAIT
+        self.again_at = 0.0
 
 
 class _Stall:
@@ -72,11 +81,12 @@ class _Stall:
 
 
 class Dispatcher:
-    """Everything dispatched and not settled. Loop thread only, except ``take`` and the counters.
+    """Everything dispatched and not settled. Loop thread only, except ``take``, ``wake`` and the counters.
 
     Args:
         inbox: prefix of the subjects to which the broker confirms; the rest is the flight's number.
         send: hands a message to the connection, False if there is none.
+        later: calls back on the loop after so many seconds.
         ensure: asked to create a missing stream; answers by ``stream_ready`` or ``stream_failed``.
         trouble: hears what went wrong.
     """
@@ -86,6 +96,7 @@ class Dispatcher:
         *,
         inbox: str,
         send: Callable[[str, bytes, str, dict[str, str] | None], bool],
+        later: Callable[[float, Callable[[], None]], object],
         ensure: Callable[[StreamSpec], None],
         trouble: Callable[[str], None],
     ) -> None:
@@ -96,12 +107,15 @@ class Dispatcher:
         self._settled_bytes = 0
         self._waiting: deque[Outgoing] = deque()
         self._flights: dict[int, Flight] = {}
+        self._aloft = 0  # messages of these flights
+        self._awake = False
         self._stalls: dict[str, _Stall] = {}
         self._forbidden: dict[str, float] = {}
         self._confirmations: dict[str, bytes] = {}
         self._number = 0
         self._inbox = inbox
         self._send = send
+        self._later = later
         self._ensure = ensure
         self._trouble = trouble
         self._open = False
@@ -111,7 +125,7 @@ class Dispatcher:
     # --- any thread
 
     def take(self, messages: Sequence[Outgoing], *, down_for: float) -> int:
-        """Queue what there is room for and return how many; ``pump`` must follow on the loop."""
+        """Queue what there is room for and return how many; ``wake`` tells whether ``run`` must follow."""
         size = sum(len(message.data) for message in messages)
         with self._guard:
             room = max(0, LIMIT - (self._taken - self.settled))
@@ -123,6 +137,13 @@ class Dispatcher:
             self._taken_bytes += size if taken is messages else sum(len(m.data) for m in taken)
             self._refused += len(messages) - len(taken)
         return len(taken)
+
+    def wake(self) -> bool:
+        """Whether ``run`` must be called on the loop; if not, it goes on there and sees what was taken."""
+        if self._awake:
+            return False
+        self._awake = True
+        return True
 
     def counts(self) -> tuple[int, int, int]:
         """How many were taken, were dropped, and are not settled yet."""
@@ -144,32 +165,50 @@ class Dispatcher:
             self._open = False
             self._closed_at = time.monotonic()
 
+    def run(self) -> None:
+        """Send what waits, and go on with what comes until nothing does."""
+        # Before the look at what waits: whoever takes something after it finds that nobody is awake.
+        self._awake = False
+        if self._waiting and self._open:
+            self._awake = True
+            self._later(PACE, self.run)
+            self.pump()
+
     def pump(self) -> None:
         """Send what waits, as far as the window allows."""
         if not self._open:
             return
         now = time.monotonic()
-        while self._waiting and len(self._flights) < WINDOW:
-            self._number += 1
-            flight = Flight(self._waiting.popleft(), self._number, now)
-            stream = flight.message.stream.name
+        while self._waiting and self._aloft < WINDOW:
+            flight = self._next(now)
+            stream = flight.stream.name
             stall = self._stalls.get(stream)
             if stall is not None and stall.flights:
                 stall.flights.append(flight)
             elif self._forbidden and self._forbidden.get(stream, 0.0) > now:
                 self._drop(flight, f"stream {stream} cannot be used")
             else:
-                self._flights[flight.number] = flight
-                self._fly(flight)
+                self._launch(flight)
+
+    def _next(self, now: float) -> Flight:
+        """The messages that wait longest, of one stream."""
+        messages = [self._waiting.popleft()]
+        stream, room = messages[0].stream.name, min(RUN, WINDOW - self._aloft)
+        while self._waiting and len(messages) < room and self._waiting[0].stream.name == stream:
+            messages.append(self._waiting.popleft())
+        flight = Flight(messages, self._number + 1, now + DEADLINE)
+        self._number = flight.number
+        return flight
 
     def answered(self, token: str, data: bytes, status: str) -> None:
         """A confirmation, an error, or "no responders" (503) for the flight with this number."""
-        flight = self._flights.pop(int(token), None) if token.isdigit() else None
+        flight = self._flights.get(int(token)) if token.isdigit() else None
         if flight is None:
             return
+        self._land(flight)
         if status == "503":
             self._stall(flight)
-        elif data.startswith(self._confirmation(flight.message.stream.name)):
+        elif data.startswith(self._confirmation(flight.stream.name)):
             self._settle(flight)
         else:
             self._judge(flight, data)
@@ -181,7 +220,7 @@ class Dispatcher:
         now = time.monotonic()
         for flight in list(self._flights.values()):
             if flight.deadline < now:
-                del self._flights[flight.number]
+                self._land(flight)
                 self._drop(flight, f"no confirmation within {DEADLINE:g} s")
             elif self._open and flight.again_at < now:
                 self._fly(flight)
@@ -196,8 +235,7 @@ class Dispatcher:
         stall = self._stalls[name]
         flights, stall.flights = stall.ended(time.monotonic()), deque()
         for flight in flights:
-            self._flights[flight.number] = flight
-            self._fly(flight)
+            self._launch(flight)
 
     def stream_failed(self, name: str, why: str, *, for_good: bool) -> None:
         """It could not be created: try again a little later, or drop what waits for it."""
@@ -212,17 +250,19 @@ class Dispatcher:
     def denied(self, subject: str) -> None:
         """The server refuses this subject (it reports it in lower case); nothing more will be heard of it."""
         for flight in list(self._flights.values()):
-            if flight.message.subject.lower() == subject:
-                del self._flights[flight.number]
-                self._drop(flight, f"no permission to publish to {flight.message.subject}")
+            denied = [message for message in flight.messages if message.subject.lower() == subject]
+            if denied:
+                self._sort_out(flight, denied, f"no permission to publish to {denied[0].subject}")
+                self._fly(flight)  # perhaps it was the last that asked for the confirmation
 
     def mark(self) -> int:
-        """The number that everything dispatched until now stays below; see ``settled_below``."""
+        """Send what waits; the number that everything dispatched until now stays below."""
+        self.pump()
         return self._number + len(self._waiting) + 1
 
     def settled_below(self, mark: int) -> bool:
         """Whether everything dispatched before ``mark`` was taken is confirmed or given up."""
-        oldest = min((flight.number for flight in self._all()), default=self._number + 1)
+        oldest = min((flight.first for flight in self._all()), default=self._number + 1)
         return min(oldest, self._number + 1) >= mark
 
     def _all(self) -> Iterator[Flight]:
@@ -230,17 +270,34 @@ class Dispatcher:
         for stall in self._stalls.values():
             yield from stall.flights
 
+    def _launch(self, flight: Flight) -> None:
+        self._flights[flight.number] = flight
+        self._aloft += len(flight.messages)
+        self._fly(flight)
+
+    def _land(self, flight: Flight) -> None:
+        del self._flights[flight.number]
+        self._aloft -= len(flight.messages)
+
     def _fly(self, flight: Flight) -> None:
-        message = flight.message
-        reason = self._obstacle(message)
-        if reason:
-            self._flights.pop(flight.number, None)
-            self._drop(flight, reason)
+        """Send its messages; only the last one has somewhere to be confirmed to."""
+        for message in list(flight.messages):
+            if reason := self._obstacle(message):
+                self._sort_out(flight, [message], reason)
+        if not flight.messages:
+            self._land(flight)
             return
         flight.again_at = time.monotonic() + flight.wait
         flight.wait *= 2
-        reply = f"{self._inbox}{flight.number}"
-        self._send(message.subject, message.data, reply, {"Nats-Msg-Id": message.message_id})
+        replies = [""] * (len(flight.messages) - 1) + [f"{self._inbox}{flight.number}"]
+        for message, reply in zip(flight.messages, replies, strict=True):
+            self._send(message.subject, message.data, reply, {"Nats-Msg-Id": message.message_id})
+
+    def _sort_out(self, flight: Flight, messages: list[Outgoing], why: str) -> None:
+        """Drop some messages of a flight that is on its way."""
+        flight.messages = [each for each in flight.messages if all(each is not other for other in messages)]
+        self._aloft -= len(messages)
+        self._drop_messages(messages, why)
 
     def _obstacle(self, message: Outgoing) -> str:
         if not is_subject(message.subject):
@@ -261,7 +318,7 @@ class Dispatcher:
 
     def _judge(self, flight: Flight, data: bytes) -> None:
         """An answer that is not the usual confirmation."""
-        name = flight.message.stream.name
+        name = flight.stream.name
         try:
             answer = json.loads(data)
         except ValueError:
@@ -269,17 +326,22 @@ class Dispatcher:
         error = answer.get("error")
         if error is None and answer.get("stream") == name:
             self._settle(flight)
-        elif error is None:
-            other = shorten(answer.get("stream"))
-            self._drop(flight, f"subject {flight.message.subject} is taken by stream {other}, not {name}")
-        elif error.get("code") == 503:
+        elif error is not None and error.get("code") == 503:
             self._trouble(f"stream {name}: {error.get('description')} ({error.get('err_code')})")
             self._flights[flight.number] = flight
+            self._aloft += len(flight.messages)
+        elif len(flight.messages) > 1:
+            # Each for itself now: what is wrong with the last may be wrong with no other.
+            for number, message in enumerate(flight.messages, start=flight.first):
+                self._launch(Flight([message], number, flight.deadline))
+        elif error is None:
+            other, subject = shorten(answer.get("stream")), flight.messages[0].subject
+            self._drop(flight, f"subject {subject} is taken by stream {other}, not {name}")
         else:
             self._drop(flight, f"stream {name}: {error.get('description')} ({error.get('err_code')})")
 
     def _stall(self, flight: Flight) -> None:
-        stream = flight.message.stream
+        stream = flight.stream
         stall = self._stalls.setdefault(stream.name, _Stall(stream))
         stall.flights.append(flight)
         self._tick_stall(stall, time.monotonic())
@@ -295,15 +357,17 @@ class Dispatcher:
 
     def _drop_waiting(self) -> None:
         while self._waiting:
-            self._number += 1
-            flight = Flight(self._waiting.popleft(), self._number, self._closed_at)
-            self._drop(flight, f"no connection for {DEADLINE:g} s")
+            self._drop(self._next(self._closed_at), f"no connection for {DEADLINE:g} s")
 
     def _settle(self, flight: Flight) -> None:
-        self.settled += 1
-        self._settled_bytes += len(flight.message.data)
+        self.settled += len(flight.messages)
+        self._settled_bytes += sum(len(message.data) for message in flight.messages)
 
     def _drop(self, flight: Flight, why: str) -> None:
-        self._settle(flight)
-        self.dropped += 1
+        self._drop_messages(flight.messages, why)
+
+    def _drop_messages(self, messages: Sequence[Outgoing], why: str) -> None:
+        self.settled += len(messages)
+        self._settled_bytes += sum(len(message.data) for message in messages)
+        self.dropped += len(messages)
         self._trouble(f"dispatch dropped: {why}")

@@ -133,6 +133,7 @@ class Live:
         self.dispatcher = Dispatcher(
             inbox=f"{self._inbox}.a.",
             send=self.link.send,
+            later=lambda seconds, action: asyncio.get_running_loop().call_later(seconds, action),
             ensure=lambda stream: self.spawn(self._ensure_for_dispatch(stream)),
             trouble=self.trouble,
         )

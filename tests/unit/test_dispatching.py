@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -25,9 +26,11 @@ class Wire:
         self.sent: list[tuple[str, str, str]] = []
         self.ensured: list[str] = []
         self.troubles: list[str] = []
+        self.calls: list[tuple[float, Callable[[], None]]] = []
         self.dispatcher = Dispatcher(
             inbox="in.",
             send=self.send,
+            later=lambda seconds, action: self.calls.append((seconds, action)),
             ensure=lambda stream: self.ensured.append(stream.name),
             trouble=self.troubles.append,
         )
@@ -45,7 +48,7 @@ class Wire:
         return taken
 
     def confirm(self, *, stream: str = "blog_User", after: int = 0) -> None:
-        for _, reply, _ in self.sent[after:]:
+        for reply in self.replies(after):
             self.answer(reply, {"stream": stream, "seq": 1})
 
     def answer(self, reply: str, body: object) -> None:
@@ -53,8 +56,11 @@ class Wire:
         self.dispatcher.answered(reply.removeprefix("in."), data, "")
 
     def nobody_there(self, after: int = 0) -> None:
-        for _, reply, _ in self.sent[after:]:
+        for reply in self.replies(after):
             self.dispatcher.answered(reply.removeprefix("in."), b"", "503")
+
+    def replies(self, after: int = 0) -> list[str]:
+        return [reply for _, reply, _ in self.sent[after:] if reply]
 
     @property
     def ids(self) -> list[str]:
@@ -99,7 +105,8 @@ def test_messages_taken_before_the_connection_go_out_with_it(clock: Clock) -> No
 
 
 def test_what_is_not_confirmed_is_sent_again_with_the_same_id_after_a_reconnect(wire: Wire) -> None:
-    wire.take("a", "b")
+    wire.take("a")
+    wire.take("b")
     wire.answer(wire.sent[0][1], {"stream": "blog_User", "seq": 1})
     wire.dispatcher.closed()
     wire.dispatcher.opened(1024 * 1024)
@@ -165,10 +172,13 @@ def test_more_bytes_than_the_limit_are_dropped_at_once(wire: Wire, monkeypatch: 
 
 def test_only_a_window_of_messages_is_on_its_way(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatching, "WINDOW", 2)
-    wire.take("a", "b", "c", "d")
+    wire.take("a")
+    wire.take("b", "c", "d")
     assert wire.ids == ["a", "b"]
     wire.answer(wire.sent[0][1], {"stream": "blog_User", "seq": 1})
     assert wire.ids == ["a", "b", "c"]
+    wire.answer(wire.sent[1][1], {"stream": "blog_User", "seq": 2})
+    assert wire.ids == ["a", "b", "c", "d"]
 
 
 def test_a_missing_stream_is_asked_for_once_and_everything_sent_again(wire: Wire) -> None:
@@ -229,7 +239,8 @@ def test_a_duplicate_is_a_confirmation(wire: Wire) -> None:
 
 
 def test_a_temporary_error_is_tried_again_and_a_final_one_dropped(wire: Wire, clock: Clock) -> None:
-    wire.take("a", "b")
+    wire.take("a")
+    wire.take("b")
     busy = {"error": {"code": 503, "err_code": 10077, "description": "maximum messages exceeded"}}
     wrong = {"error": {"code": 400, "err_code": 10054, "description": "message size exceeds maximum"}}
     wire.answer(wire.sent[0][1], busy)
@@ -268,10 +279,119 @@ def test_a_subject_without_permission_is_dropped(wire: Wire) -> None:
 
 def test_the_mark_is_passed_when_everything_before_it_is_settled(wire: Wire) -> None:
     assert wire.dispatcher.settled_below(wire.dispatcher.mark())
-    wire.take("a", "b")
+    wire.take("a")
+    wire.take("b", "c")
     mark = wire.dispatcher.mark()
-    wire.take("c")
-    wire.answer(wire.sent[1][1], {"stream": "blog_User", "seq": 1})
+    wire.take("d")
+    wire.answer(wire.sent[2][1], {"stream": "blog_User", "seq": 1})
     assert not wire.dispatcher.settled_below(mark)
     wire.answer(wire.sent[0][1], {"stream": "blog_User", "seq": 1})
     assert wire.dispatcher.settled_below(mark)
+
+
+def test_messages_that_are_sent_together_are_confirmed_by_the_last(wire: Wire) -> None:
+    wire.take("a", "b", "c")
+    assert [bool(reply) for _, reply, _ in wire.sent] == [False, False, True]
+    wire.confirm()
+    assert wire.dispatcher.counts() == (3, 0, 0)
+
+
+def test_each_stream_confirms_its_own(wire: Wire) -> None:
+    wire.dispatcher.closed()
+    wire.take("a", "b")
+    wire.take("p", stream=POSTS)
+    wire.take("c")
+    wire.dispatcher.opened(1024 * 1024)
+    assert [(i, bool(reply)) for _, reply, i in wire.sent] == [
+        ("a", False),
+        ("b", True),
+        ("p", True),
+        ("c", True),
+    ]
+
+
+def test_no_flight_is_longer_than_a_run(wire: Wire) -> None:
+    wire.take(*map(str, range(dispatching.RUN + 1)))
+    assert [i for i, (_, reply, _) in enumerate(wire.sent) if reply] == [dispatching.RUN - 1, dispatching.RUN]
+
+
+def test_a_run_that_is_not_confirmed_is_sent_again_as_a_whole(wire: Wire, clock: Clock) -> None:
+    wire.take("a", "b")
+    clock.now += 2.5
+    wire.dispatcher.tick()
+    assert wire.ids == ["a", "b", "a", "b"]
+
+
+def test_what_is_wrong_with_one_message_of_a_run_is_found_out(wire: Wire) -> None:
+    wire.take("a", "b", "c")
+    wrong = {"error": {"code": 400, "err_code": 10054, "description": "message size exceeds maximum"}}
+    wire.answer(wire.sent[2][1], wrong)
+    assert wire.ids == ["a", "b", "c", "a", "b", "c"]
+    assert len(set(wire.replies(after=3))) == 3
+    wire.answer(wire.sent[5][1], wrong)
+    assert (wire.dropped, wire.in_flight) == (1, 2)
+    wire.answer(wire.sent[3][1], {"stream": "blog_User", "seq": 1})
+    wire.answer(wire.sent[4][1], {"stream": "blog_User", "seq": 2})
+    assert wire.dispatcher.counts() == (3, 1, 0)
+
+
+def test_what_cannot_be_sent_does_not_stop_the_rest_of_its_run(clock: Clock) -> None:
+    wire = Wire()
+    sizes = {"a": 10, "b": 10, "c": 4090}
+    subject = "blog.User.named"
+    wire.dispatcher.take(
+        [Outgoing(stream=USERS, subject=subject, message_id=i, data=b"x" * n) for i, n in sizes.items()],
+        down_for=0,
+    )
+    wire.dispatcher.opened(4096)
+    assert [(i, bool(reply)) for _, reply, i in wire.sent] == [("a", False), ("b", True)]
+    wire.confirm()
+    assert wire.dispatcher.counts() == (3, 1, 0)
+
+
+def test_a_denied_subject_costs_a_run_only_its_own_messages(wire: Wire) -> None:
+    wire.dispatcher.take(
+        [
+            Outgoing(stream=USERS, subject=f"blog.User.{name}", message_id=name, data=b"{}")
+            for name in ("named", "moved")
+        ],
+        down_for=0,
+    )
+    wire.dispatcher.pump()
+    wire.dispatcher.denied("blog.user.moved")
+    assert (wire.dropped, wire.in_flight) == (1, 1)
+    assert wire.ids == ["named", "moved", "named"]
+    wire.confirm(after=2)
+    assert wire.dispatcher.counts() == (2, 1, 0)
+
+
+def test_the_first_message_goes_at_once_and_what_follows_soon_together(wire: Wire) -> None:
+    dispatcher = wire.dispatcher
+
+    def give(name: str) -> bool:
+        message = Outgoing(stream=USERS, subject="blog.User.named", message_id=name, data=b"{}")
+        dispatcher.take([message], down_for=0)
+        return dispatcher.wake()
+
+    assert give("a")
+    dispatcher.run()
+    assert wire.ids == ["a"]
+    assert [seconds for seconds, _ in wire.calls] == [dispatching.PACE]
+    assert not give("b")
+    assert not give("c")
+    assert wire.ids == ["a"]
+    wire.calls.pop()[1]()
+    assert wire.ids == ["a", "b", "c"]
+    wire.calls.pop()[1]()
+    assert wire.calls == []
+    assert give("d"), "nothing came meanwhile, so it sleeps"
+
+
+def test_without_connection_nobody_stays_awake(wire: Wire) -> None:
+    wire.dispatcher.closed()
+    message = Outgoing(stream=USERS, subject="blog.User.named", message_id="a", data=b"{}")
+    wire.dispatcher.take([message], down_for=0)
+    assert wire.dispatcher.wake()
+    wire.dispatcher.run()
+    assert wire.calls == []
+    assert wire.dispatcher.wake()
