@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from eventdriven_sync.batching import Batch
-from eventdriven_sync.errors import HandlerTimeout, StoreError
+from eventdriven_sync.errors import Closed, HandlerTimeout, StoreError
 from eventdriven_sync.executor import Attempt, Executor
 from eventdriven_sync.handlers import Handler
 from eventdriven_sync.lanes import Job, Lane, Running
@@ -27,15 +27,19 @@ log = logging.getLogger(__name__)
 TICK = 0.05
 # A handler that runs longer than this gives the rest of its chunk back to the lane.
 SLOW = 0.1
-# Seconds for what a stopping worker still has to tell a store that may be away.
-LAST_WORD = 2.0
+# Seconds that a stopping worker takes beyond its grace to tell servers, which may be away, what is left.
+LAST_WORD = 0.5
 
 
-def finish_within(seconds: float, step: Callable[[], object]) -> None:
-    """Run a last step of a stopping worker, but wait no longer: the store's own deadline may be far."""
+def finish_within(seconds: float, step: Callable[[], object]) -> bool:
+    """Run a last step of a stopping worker, but wait no longer: the store's own deadline may be far.
+
+    Returns whether it ended.
+    """
     thread = threading.Thread(target=step, name="eventdriven-stop", daemon=True)
     thread.start()
     thread.join(seconds)
+    return not thread.is_alive()
 
 
 class Pool:
@@ -173,7 +177,7 @@ class Pool:
             self._changed.wait_for(lambda: not self._jobs, timeout=grace)
             self._settler.give_up()
             jobs = list(self._jobs.values())
-        finish_within(LAST_WORD, lambda: self._interrupt(jobs))
+        finish_within(LAST_WORD / 2, lambda: self._interrupt(jobs))
         self._stopped.set()
         if self._watchdog.ident:
             self._watchdog.join(timeout=1.0)
@@ -243,7 +247,7 @@ class Pool:
 
     def _give_up(self, attempts: Sequence[Attempt], error: BaseException) -> None:
         """These come again: they are neither acknowledged nor kept alive any longer."""
-        if isinstance(error, StoreError):
+        if isinstance(error, (StoreError, Closed)):
             log.warning("Stopped while the event store was away, unrecorded deliveries come again: %s", error)
         else:
             log.error("A worker thread met an unexpected error; its messages come again", exc_info=error)

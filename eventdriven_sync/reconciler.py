@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from eventdriven_sync.broker import Broker
 from eventdriven_sync.config import Settings
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import BrokerError, BrokerUnavailable, StoreError
+from eventdriven_sync.errors import BrokerError, BrokerUnavailable, Closed, StoreError
 from eventdriven_sync.pulse import Pulse
 from eventdriven_sync.records import Delivery, HandlerRecord, delivery_id
 from eventdriven_sync.store import EventQuery, Store
@@ -85,7 +85,7 @@ class Reconciler:
                 self._guard(chore)
         try:
             self._store.directory.resign(ROLE, self._holder)
-        except StoreError as error:
+        except (StoreError, Closed) as error:
             log.info("The reconciler's lease ends by itself: %s", error)
 
     def _guard(self, step: Callable[[], object]) -> bool:
@@ -93,7 +93,7 @@ class Reconciler:
         try:
             step()
             return True
-        except (StoreError, BrokerError) as error:
+        except (StoreError, BrokerError, Closed) as error:
             log.warning("The reconciler waits: %s", error, extra={"action": "reconciler_wait"})
         except Exception:
             log.exception("The reconciler met an unexpected error and goes on")

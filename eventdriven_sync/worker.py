@@ -21,6 +21,7 @@ from eventdriven_sync.counting import Counting
 from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import (
     BrokerUnavailable,
+    Closed,
     ConfigurationError,
     EventDrivenError,
     StoreError,
@@ -49,6 +50,8 @@ HEARTBEAT = 5.0
 # Between two looks at which handlers are paused.
 OBEYING = 2.0
 DEFAULT_GRACE = 25.0
+# Each of the last steps of a stop gets so much, also when the time is over.
+LEAST = 0.1
 EXIT_HUNG = 70
 EXIT_HARD = 130
 
@@ -92,6 +95,7 @@ class Worker:
         self._signals = 0
         self._consumptions: list[Consumption] = []
         self._running = self._works = False
+        self._until, self._signed_off = 0.0, True
         self._build()
 
     def start(self) -> Worker:
@@ -129,7 +133,7 @@ class Worker:
         """Start, wait for SIGTERM or SIGINT (or ``stop`` from another thread), stop; returns the exit code.
 
         The first signal lets running handlers end within the grace period, a second one ends the process at
-        once. To be called in the main thread.
+        once. To be called in the main thread. A signal also disconnects the bus from NATS.
         """
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
@@ -140,6 +144,8 @@ class Worker:
                 self._wake.get()
             finally:
                 self.stop()
+                if self._signals:
+                    self._disconnect()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -150,19 +156,29 @@ class Worker:
 
         Args:
             grace: seconds for running handlers, the worker's own by default. A handler that runs longer is
-                left behind: its delivery is given back and its result will be dropped.
+                left behind: its delivery is given back and its result will be dropped. Telling the
+                servers takes a second more at most, whether they answer or not.
         """
         self._wake.put(None)
         if not self._running or self._stopped.is_set():
             return
         self._stopped.set()
+        seconds = self._grace if grace is None else grace
+        self._until = time.monotonic() + seconds + LAST_WORD
         for consumption in self._consumptions:
             consumption.stop()
         self._recovery.stop()
-        unrun = self._pool.drain(grace=self._grace if grace is None else grace)
-        finish_within(LAST_WORD, lambda: self._sign_off(unrun))
-        self._bus.flush(timeout=1.0)
+        unrun = self._pool.drain(grace=seconds)
+        self._signed_off = finish_within(_left(self._until), lambda: self._sign_off(unrun))
+        self._bus.flush(timeout=_left(self._until))
         log.info("Worker %s stopped", self.id, extra={"action": "worker_stopped"})
+
+    def _disconnect(self) -> None:
+        """The process is about to end, and at its exit nobody should wait for a server again."""
+        if not self._signed_off:
+            # Whoever still waits for the store keeps the driver's threads going, for which the exit waits.
+            finish_within(LEAST, self._bus.store.close)
+        self._bus.broker.close(timeout=_left(self._until))
 
     def _sign_off(self, unrun: Sequence[Attempt]) -> None:
         """Give back what did not run, and leave; with the store away leases end by themselves."""
@@ -284,7 +300,7 @@ class Worker:
         try:
             for token, same in claimed.items():
                 self._bus.store.deliveries.release([a.delivery_id for a in same], token=token)
-        except StoreError as error:
+        except (StoreError, Closed) as error:
             log.warning("Claimed deliveries are given back when their leases end: %s", error)
 
     def _heartbeats(self) -> None:
@@ -303,7 +319,7 @@ class Worker:
         """Pause what a person paused since the last look, and resume the rest."""
         try:
             records = self._bus.store.directory.handlers()
-        except StoreError as error:
+        except (StoreError, Closed) as error:
             log.warning("Which handlers are paused could not be read: %s", error)
             return
         paused = {record.name for record in records if record.paused}
@@ -338,7 +354,7 @@ class Worker:
         try:
             self._bus.store.directory.write_stats(self._stats.drain())
             self._bus.store.directory.forget_worker(self.id)
-        except StoreError as error:
+        except (StoreError, Closed) as error:
             log.info("The worker could not sign off: %s", error)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -383,6 +399,11 @@ class _Arrival:
         self._pool.offer(
             self._lane, [Attempt(handler=handler, message=m, consumption=consumption) for m in messages]
         )
+
+
+def _left(until: float) -> float:
+    """Seconds for one of the last steps."""
+    return min(max(until - time.monotonic(), LEAST), LAST_WORD)
 
 
 def _choose(

@@ -25,7 +25,7 @@ from pymongo.errors import PyMongoError, WriteConcernError
 from eventdriven_sync.config import redact
 from eventdriven_sync.errors import Closed, ConfigurationError
 from eventdriven_sync.stores.collections import DURABLE, INDEXES, Document, collection
-from eventdriven_sync.stores.mongo_errors import Unanswered, passing, text_of, translated
+from eventdriven_sync.stores.mongo_errors import Unanswered, after_close, passing, text_of, translated
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 T = TypeVar("T")
 
 MAX_ITEMS = 1000
-CLOSE_TIMEOUT = 1.0
+CLOSE_TIMEOUT = 0.3
 MAX_BYTES = 8 * 1024 * 1024
 # The server takes 48 MB in one message.
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -235,7 +235,7 @@ class Connection:
         """Call ``body`` until it is answered or the time is over. It must be safe to repeat.
 
         Raises:
-            Unanswered: the time is over.
+            Unanswered: the time is over, or the client was closed meanwhile.
             PyMongoError: the server answered with an error.
         """
         self._sent.here.any = False
@@ -246,9 +246,10 @@ class Connection:
                 with pymongo.timeout(max(until - time.monotonic(), 0.001)):
                     return body()
             except PyMongoError as error:
-                if not passing(error):
+                closed = after_close(error)
+                if not (closed or passing(error)):
                     raise
-                if until - time.monotonic() <= _PAUSE:
+                if closed or until - time.monotonic() <= _PAUSE:
                     raise Unanswered(sent=self._sent.here.any, cause=error) from error
             time.sleep(_PAUSE)
 

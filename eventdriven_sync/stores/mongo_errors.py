@@ -10,6 +10,7 @@ from pymongo.errors import (
     BulkWriteError,
     ConnectionFailure,
     ExecutionTimeout,
+    InvalidOperation,
     NetworkTimeout,
     OperationFailure,
     PyMongoError,
@@ -60,6 +61,11 @@ def bounded(question: str, *, seconds: float = MAX_QUESTION) -> Iterator[None]:
             "span, or for less",
             limit=seconds,
         ) from error
+
+
+def after_close(error: PyMongoError) -> bool:
+    """Whether our own client was closed, by another thread: no server has refused anything."""
+    return isinstance(error, InvalidOperation) and "after close" in str(error)
 
 
 def translated(

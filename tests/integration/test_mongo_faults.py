@@ -269,3 +269,20 @@ def _child(body: Callable[[], None]) -> int:
         code = 0
     finally:
         os._exit(code)
+
+
+def test_closing_while_others_wait_for_the_server_is_no_refusal_of_what_they_write(
+    mongod: Mongod, given: Samples
+) -> None:
+    store = MongoStore(mongod.url_for(f"test_{new_id()}"), timeout=TIMEOUT)
+    store.open(timeout=TIMEOUT)
+    mongod.kill()
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(store.deliveries.settle, [given.settlement(given.event(), Done())])
+        eventually(lambda: store._link.now._lanes, message="it has begun")
+        store.close()
+        with pytest.raises((StoreUnavailable, PublishOutcomeUnknown)):
+            waiting.result(TIMEOUT)
+    assert time.monotonic() - began < TIMEOUT / 2
+    mongod.start()
