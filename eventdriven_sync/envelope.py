@@ -103,27 +103,26 @@ def content_hash(name: str, version: int, data: Mapping[str, Any]) -> str:
 
 def utcnow() -> datetime:
     """The time now, aware, in UTC, cut to the milliseconds MongoDB keeps."""
-    return _in_milliseconds(datetime.now(UTC))
+    return in_milliseconds(datetime.now(UTC))
 
 
-def accepted_now(events: Sequence[Envelope]) -> tuple[Envelope, ...]:
-    """Events that a handler has held back, as accepted now: in their order, none older than a second.
+def accepted_now(events: Sequence[Envelope], now: datetime) -> tuple[Envelope, ...]:
+    """Events that a handler has held back, as accepted ``now``: in their order, none older than a second.
 
     An event that appears in the store with a time long past would be missed by whoever goes through the
     events in the order of their time: the reconciler has been there already.
     """
-    now = utcnow()
     age = max((now - each.published_at for each in events), default=timedelta())
     if age <= MAX_AGE_HELD:
         return tuple(events)
     factor = MAX_AGE_HELD / age
     return tuple(
-        attrs.evolve(each, published_at=_in_milliseconds(now - (now - each.published_at) * factor))
+        attrs.evolve(each, published_at=in_milliseconds(now - (now - each.published_at) * factor))
         for each in events
     )
 
 
-def _in_milliseconds(moment: datetime) -> datetime:
+def in_milliseconds(moment: datetime) -> datetime:
     """Cut to what MongoDB keeps."""
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
@@ -277,7 +276,7 @@ def _moment(text: object) -> datetime:
     try:
         moment = datetime.fromisoformat(_string(text, "time").upper())
         if moment.utcoffset() is not None:
-            return _in_milliseconds(moment.astimezone(UTC))
+            return in_milliseconds(moment.astimezone(UTC))
     except (ValueError, OverflowError):
         pass
     raise InvalidEnvelope(

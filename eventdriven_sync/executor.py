@@ -324,10 +324,13 @@ class Executor:
 
         def body(session: Any) -> None:
             self._call_afresh([attempt], handling, session, attempt.payload)
-            settlement = self.settlement(attempt, None, emitted=accepted_now(handling.emitted))
+            settlement = self.settlement(attempt, None, emitted=accepted_now(handling.emitted, self._now()))
             self._settle_in(session, settlement, handling)
 
         return self._transact(body, attempt.handler)
+
+    def _now(self) -> datetime:
+        return self._store.directory.estimated_now()
 
     def _settle_in(self, session: Any, settlement: Settlement, handling: context.Handling) -> None:
         recorded = self._store.deliveries.settle_in(session, settlement)
@@ -353,7 +356,7 @@ class Executor:
         def body(session: Any) -> None:
             batch.failed.clear()
             self._call_afresh(attempts, handling, session, batch)
-            handling.emitted[:] = accepted_now(handling.emitted)
+            handling.emitted[:] = accepted_now(handling.emitted, self._now())
             for settlement in self._batch_settlements(attempts, batch, handling, None):
                 if isinstance(settlement.outcome, Done):
                     self._settle_in(session, settlement, handling)

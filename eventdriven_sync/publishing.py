@@ -6,7 +6,7 @@ import asyncio
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,7 +14,7 @@ import attrs
 from eventdriven_sync import context
 from eventdriven_sync.broker import Outgoing, StreamSpec
 from eventdriven_sync.config import MAX_PUBLISH_TIMEOUT, check_number, check_text
-from eventdriven_sync.envelope import Envelope, accepted_now, check_id, derived_id, new_id, utcnow
+from eventdriven_sync.envelope import Envelope, accepted_now, check_id, derived_id, new_id
 from eventdriven_sync.errors import ChainTooDeep, InvalidOption, LeaseLost, TooManyEvents, shorten
 from eventdriven_sync.events import EventType, event_type_of
 
@@ -63,7 +63,7 @@ class Publisher:
             name=kind.name,
             version=kind.version,
             data=data,
-            published_at=utcnow(),
+            published_at=self._now(self.seconds(timeout)),
             operation_id=context.current_operation_id() or chosen,
             parent_ids=parent_ids,
             source=handler or (source and check_text(source, field="source", most=200)),
@@ -97,12 +97,16 @@ class Publisher:
         duplicates = []
         for start in range(0, len(envelopes), CHUNK):
             chunk, sent = envelopes[start : start + CHUNK], messages[start : start + CHUNK]
-            if utcnow() - chunk[0].published_at > STALE:
-                chunk = list(accepted_now(chunk))
+            if self._now(seconds) - chunk[0].published_at > STALE:
+                chunk = list(accepted_now(chunk, self._now(seconds)))
                 sent = self._messages(chunk)
             duplicates += self._bus.store.events.append(chunk, timeout=seconds)
             self._bus.broker.dispatch(sent)
         return duplicates
+
+    def _now(self, timeout: float) -> datetime:
+        """By the store's clock: ours may be wrong, and the reconciler would pass the events by."""
+        return self._bus.store.directory.estimated_now(timeout=timeout)
 
     def dispatch(self, envelopes: Sequence[Envelope]) -> None:
         """Send stored events to the broker without waiting; what it does not take the reconciler brings."""

@@ -143,7 +143,7 @@ class Settler:
 
         def record() -> list[bool]:
             # Anew at each try: the store may have been away for long.
-            stamped[:] = [(attempt, _stamped(settlement)) for attempt, settlement in settled]
+            stamped[:] = [(attempt, self._stamped(settlement)) for attempt, settlement in settled]
             return self._store.deliveries.settle([settlement for _, settlement in stamped])
 
         try:
@@ -154,6 +154,13 @@ class Settler:
             self._settle_apart(settled, error)
             return
         self._settled(stamped, results)
+
+    def _stamped(self, settlement: Settlement) -> Settlement:
+        """What the handler published is accepted now, and not when it was published."""
+        if not settlement.emitted:
+            return settlement
+        now = self._store.directory.estimated_now()
+        return attrs.evolve(settlement, emitted=accepted_now(settlement.emitted, now))
 
     def _settled(self, settled: Sequence[Settled], results: Sequence[bool]) -> None:
         """It is known what became of these."""
@@ -258,13 +265,6 @@ class Settler:
             )
         if isinstance(outcome, Discarded):
             log.info("Discarded by %s: %s", settlement.handler, outcome.reason, extra=facts)
-
-
-def _stamped(settlement: Settlement) -> Settlement:
-    """What the handler published is accepted now, and not when it was published."""
-    if not settlement.emitted:
-        return settlement
-    return attrs.evolve(settlement, emitted=accepted_now(settlement.emitted))
 
 
 def _finish(attempts: Sequence[Attempt]) -> None:

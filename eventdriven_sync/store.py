@@ -194,6 +194,13 @@ class Directory(Protocol):
     def now(self, *, timeout: float | None = None) -> datetime:
         """The server's clock; ``timeout`` in seconds, the store's own by default."""
 
+    def estimated_now(self, *, timeout: float | None = None) -> datetime:
+        """The server's clock as it was read some time ago and must be now, never behind it.
+
+        It is asked only now and then (``timeout`` is for that), so this is cheap. Events are dated by it: a
+        publisher whose own clock is wrong would hide them from whoever looks at events by their time.
+        """
+
     def lead(self, role: str, holder: str, *, ttl: float) -> bool:
         """Take or keep the lease on a role; True while ``holder`` has it."""
 

@@ -256,8 +256,9 @@ class Actions:
 
         details = {"published_again": event.id, "reason": person.reason}
         with self._bus.operation("publish again", kind="manual", user=person.name, details=details) as own:
-            copy = attrs.evolve(_copy(event, fresh), operation_id=own.id)
             timeout = self._bus.settings.publish_timeout
+            now = self._bus.store.directory.estimated_now(timeout=timeout)
+            copy = attrs.evolve(_copy(event, fresh), operation_id=own.id, published_at=now)
             [duplicate] = self._bus.store.events.append([copy], timeout=timeout)
             self._bus.dispatch([copy])
         return Receipt(id=fresh, operation_id=own.id, duplicate=duplicate)

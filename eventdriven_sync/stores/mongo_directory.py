@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pymongo import ReplaceOne, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
+from eventdriven_sync.envelope import in_milliseconds
+from eventdriven_sync.errors import StoreError
 from eventdriven_sync.records import HandlerRecord, Pause, WorkerRecord
 from eventdriven_sync.store import NEW
 from eventdriven_sync.stores.collections import HANDLERS, LEASES, STATS, WORKERS, Document
 from eventdriven_sync.stores.connection import Link
 from eventdriven_sync.stores.mongo_events import clean
 
+log = logging.getLogger(__name__)
+
 _ALIVE_MS = 60_000
+# Seconds after which the server's clock is read again: what two quartzes differ in the meantime is nothing.
+READ_EVERY = 300.0
 
 
 class MongoDirectory:
@@ -23,6 +32,10 @@ class MongoDirectory:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        # What the server said, and our monotonic clock when it was asked, which nobody sets.
+        self._read_at: tuple[datetime, float] | None = None
+        # Held by the thread that asks again; the others do not wait for it.
+        self._reading = threading.Lock()
 
     def register(self, records: Sequence[HandlerRecord]) -> list[HandlerRecord]:
         """Upsert by name and return what is stored."""
@@ -78,12 +91,37 @@ class MongoDirectory:
 
     def now(self, *, timeout: float | None = None) -> datetime:
         """The server's clock."""
-        connection = self._link.now
+        connection, asked = self._link.now, time.monotonic()
         hello = connection.call(
             "while reading the clock", lambda: connection.client.admin.command("hello"), timeout=timeout
         )
         moment: datetime = hello["localTime"]
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        self._read_at = (moment, asked)
+        return moment
+
+    def estimated_now(self, *, timeout: float | None = None) -> datetime:
+        """The server's clock when it was last read, and the time since; read again every few minutes.
+
+        That it is never behind the server comes from counting the way of the answer as well.
+        """
+        read_at = self._read_at or self._read_again(timeout)
+        if time.monotonic() - read_at[1] > READ_EVERY and self._reading.acquire(blocking=False):
+            try:
+                read_at = self._read_again(timeout)
+            except StoreError:
+                log.info(
+                    "The server's clock could not be read, its last reading is carried on", exc_info=True
+                )
+                self._read_at = (_after(read_at), time.monotonic())
+            finally:
+                self._reading.release()
+        return _after(read_at)
+
+    def _read_again(self, timeout: float | None) -> tuple[datetime, float]:
+        self.now(timeout=timeout)
+        assert self._read_at is not None
+        return self._read_at
 
     def lead(self, role: str, holder: str, *, ttl: float) -> bool:
         """Take or keep the lease on a role; True while ``holder`` has it."""
@@ -220,3 +258,8 @@ def _worker(document: Document) -> WorkerRecord:
 
 def _literal(fields: Mapping[str, Any]) -> Document:
     return {name: {"$literal": value} for name, value in fields.items()}
+
+
+def _after(read_at: tuple[datetime, float]) -> datetime:
+    moment, asked = read_at
+    return in_milliseconds(moment + timedelta(seconds=time.monotonic() - asked))

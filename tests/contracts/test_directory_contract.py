@@ -168,6 +168,14 @@ def test_statistics_are_replaced_by_id(directory: Directory, given: Samples) -> 
     assert sorted(both, key=lambda each: each["_id"]) == [old, new | {"failed": 3}]
 
 
+def test_the_estimated_clock_is_never_behind_the_servers(directory: Directory) -> None:
+    for _ in range(20):
+        read = directory.now()
+        estimated = directory.estimated_now()
+        assert read <= estimated <= directory.now() + timedelta(seconds=2)
+    assert estimated.microsecond % 1000 == 0, "as MongoDB keeps it"
+
+
 def test_the_servers_clock_is_utc(directory: Directory) -> None:
     now = directory.now()
     assert now.utcoffset() == timedelta(0)

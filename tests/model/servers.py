@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TRANSACTION_LIFETIME = 2.5  # of MongoDB 60 s
 READS = {"find", "get", "states", "handlers", "now", "operation", "next_due", "count", "stats", "workers"}
+# What the adapter answers by itself.
+AT_HAND = {"estimated_now"}
 
 
 class View:
@@ -36,6 +38,8 @@ class View:
 
     def __getattr__(self, name: str) -> Any:
         method, node = getattr(self._view, name), self._node
+        if name in AT_HAND:
+            return method
         read, note = name in READS, getattr(node.notes, name, None)
         heard = getattr(node.notes, f"heard_{name}", None)
 

@@ -137,7 +137,7 @@ def _emit_new_ids(patch: pytest.MonkeyPatch) -> None:
 
 
 def _keep_the_time_of_publishing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(settling, "accepted_now", tuple)
+    patch.setattr(settling, "accepted_now", lambda events, now: tuple(events))
 
 
 def _publish_although_it_failed(patch: pytest.MonkeyPatch) -> None:

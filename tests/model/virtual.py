@@ -26,7 +26,6 @@ from eventdriven_sync import (
     lanes,
     operations,
     pool,
-    publishing,
     reconciler,
     recovery,
     settling,
@@ -341,7 +340,7 @@ def installed(loop: Loop) -> Iterator[None]:
     changes: list[tuple[Any, str, Any]] = [
         *((module, "threading", threads) for module in (lanes, pool, reconciler, recovery, settling, worker)),
         *((module, "time", clock) for module in (executor, lanes, memory_store, pool, recovery)),
-        *((module, "utcnow", loop.clock) for module in (envelope, executor, operations, publishing, worker)),
+        *((module, "utcnow", loop.clock) for module in (envelope, executor, operations, worker)),
         # Neither has a state; together they would take half of the time of a run.
         (bus, "Codec", lambda **_: _CODEC),
         (executor, "stack_of", lambda error, below: ""),

@@ -76,17 +76,28 @@ def test_what_waited_for_the_chunks_before_it_gets_a_new_time_in_the_store_and_o
     now, appended = utcnow(), store.events.append
 
     def slowly(*arguments: Any, **options: Any) -> list[bool]:
-        monkeypatch.setattr(publishing, "utcnow", utcnow)
+        monkeypatch.setattr(store.directory, "estimated_now", lambda timeout: now)
         return appended(*arguments, **options)
 
     # Building the events and storing the first chunk takes two minutes.
-    monkeypatch.setattr(publishing, "utcnow", lambda: now - timedelta(minutes=2))
+    earlier = now - timedelta(minutes=2)
+    monkeypatch.setattr(store.directory, "estimated_now", lambda timeout: earlier)
     monkeypatch.setattr(store.events, "append", slowly)
     receipts = bus.publish_many([ADA] * 5)
     times = [store.events.get([receipt.id])[receipt.id].published_at for receipt in receipts]
     assert [now - at > timedelta(minutes=1) for at in times] == [True, True, False, False, False]
     on_the_wire = [bus.codec.unpack(m.data, headers={}, subject=m.subject, namespace="unit") for m in sent]
     assert [envelope.published_at for envelope in on_the_wire] == times
+
+
+def test_events_are_dated_by_the_stores_clock_and_not_by_the_publishers(
+    store: MemoryStore, broker: MemoryBroker
+) -> None:
+    # Ours is an hour ahead of the store's.
+    late = MemoryStore(clock=lambda: utcnow() - timedelta(hours=1))
+    receipt = EventBus(namespace="unit", broker=broker, store=late).publish(ADA)
+    age = utcnow() - late.events.get([receipt.id])[receipt.id].published_at
+    assert timedelta(minutes=59) < age < timedelta(minutes=61)
 
 
 def test_an_event_is_stored_and_sent_and_has_its_receipt(

@@ -36,7 +36,7 @@ def envelope(**fields: Any) -> Envelope:
 def test_events_held_back_for_long_keep_their_order_within_the_last_second() -> None:
     now = utcnow()
     held = [envelope(published_at=now - timedelta(seconds=ago)) for ago in (500, 499, 250, 1, 0)]
-    times = [each.published_at for each in accepted_now(held)]
+    times = [each.published_at for each in accepted_now(held, utcnow())]
     assert times == sorted(times)
     assert len(set(times)) == 5
     assert now - timedelta(seconds=1) <= times[0] < times[-1] <= utcnow()
@@ -45,8 +45,8 @@ def test_events_held_back_for_long_keep_their_order_within_the_last_second() -> 
 
 def test_events_held_back_for_a_moment_keep_their_time() -> None:
     held = [envelope(published_at=utcnow() - timedelta(seconds=0.5)), envelope(published_at=utcnow())]
-    assert accepted_now(held) == tuple(held)
-    assert accepted_now([]) == ()
+    assert accepted_now(held, utcnow()) == tuple(held)
+    assert accepted_now([], utcnow()) == ()
 
 
 def test_new_ids_look_like_object_ids_and_differ() -> None:

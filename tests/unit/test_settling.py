@@ -9,8 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from eventdriven_sync import Discard, Reject, envelope
-from eventdriven_sync.envelope import utcnow
+from eventdriven_sync import Discard, Reject
 from eventdriven_sync.errors import EventIdReused, StoreError, StoreUnavailable
 from eventdriven_sync.executor import Attempt
 from eventdriven_sync.settling import Settled
@@ -207,34 +206,32 @@ def test_what_a_handler_published_long_ago_is_accepted_with_its_outcome(rig: Rig
         attrs.evolve(each, published_at=each.published_at - timedelta(seconds=ago))
         for each, ago in zip(settlement.emitted, (300, 100), strict=True)
     ]
-    before = utcnow()
+    before = rig.clock()
     rig.settler.settle([(attempt, attrs.evolve(settlement, emitted=tuple(held)))])
     stored = rig.store.events.get([each.id for each in held])
     first, last = (stored[each.id].published_at for each in held)
-    assert before - timedelta(seconds=1) <= first < last <= utcnow()
+    assert before - timedelta(seconds=1) <= first < last <= rig.clock()
     assert [each.published_at for each in rig.dispatched] == [first, last]
 
 
-def test_events_of_an_outcome_that_waited_for_the_store_take_the_time_of_its_return(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_events_of_an_outcome_that_waited_for_the_store_take_the_time_of_its_return(rig: Rig) -> None:
     def greet(event: Renamed) -> None:
         rig.group.publish(Greeted(name=event.name))
 
     attempt = rig.arrived(rig.handler(greet), ADA)
     rig.executor.read(attempt)
     settlement = rig.executor.run(attempt)
-    settle, back_at = rig.store.deliveries.settle, utcnow() + timedelta(seconds=300)
+    settle, left_at = rig.store.deliveries.settle, rig.clock()
 
     def away_at_first(settlements: Any) -> Any:
         rig.store.deliveries.settle = settle  # type: ignore[method-assign]
-        monkeypatch.setattr(envelope, "utcnow", lambda: back_at)
+        rig.clock.advance(300)
         raise StoreUnavailable("away")
 
     rig.store.deliveries.settle = away_at_first  # type: ignore[method-assign]
     rig.settler.settle([(attempt, settlement)])
     (stored,) = rig.store.events.find(EventQuery())
-    assert stored.published_at >= back_at - timedelta(seconds=1)
+    assert stored.published_at >= left_at + timedelta(seconds=299)
 
 
 class Refusing:

@@ -74,6 +74,10 @@ class MemoryDirectory:
         with self._state.open():
             return self._state.clock()
 
+    def estimated_now(self, *, timeout: float | None = None) -> datetime:
+        """The store's clock."""
+        return self._state.clock()
+
     def lead(self, role: str, holder: str, *, ttl: float) -> bool:
         """Take or keep the lease on a role; True while ``holder`` has it."""
         now = self._state.clock()
