@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("PYTEST_RESULTS"),
         help="file to which each row of the fault catalogue appends its line (or PYTEST_RESULTS)",
     )
+    parser.addoption(
+        "--soak-minutes", type=float, default=30.0, help="how long `tox -e soak` works and kills"
+    )
 
 
 @pytest.fixture

@@ -22,3 +22,20 @@ def ask_jetstream(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return answer
 
     return asyncio.run(ask())
+
+
+def message_ids(url: str, stream: str) -> list[str]:
+    """The ``Nats-Msg-Id`` of every message in a stream, in order."""
+
+    async def read() -> list[str]:
+        client = await nats.connect(url)
+        try:
+            jetstream = client.jetstream()
+            total = (await jetstream.stream_info(stream)).state.messages
+            messages = await jetstream.subscribe(">", stream=stream, ordered_consumer=True)
+            found = [await messages.next_msg(timeout=10) for _ in range(total)]
+        finally:
+            await client.close()
+        return [(message.headers or {}).get("Nats-Msg-Id", "") for message in found]
+
+    return asyncio.run(read())

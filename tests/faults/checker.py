@@ -19,6 +19,7 @@ class Verdict:
 
     Attributes:
         accepted: ids for which publish returned.
+        unpublished: numbers that should have been published and were not.
         lost: accepted, but not at its end with every handler, as "handler id: why".
         dup_starts: starts of handlers that no recorded attempt accounts for.
         dup_effects: transactional effects that are there more than once, or without a success.
@@ -33,6 +34,7 @@ class Verdict:
     """
 
     accepted: int
+    unpublished: int
     lost: tuple[str, ...]
     dup_starts: int
     dup_effects: int
@@ -62,6 +64,7 @@ def check(journal: Journal, database: pymongo.database.Database[Any], load: Load
     lost_starts = [d for d in deliveries.values() if d.get("reason") == "worker_lost"]
     return Verdict(
         accepted=len(accepted),
+        unpublished=load.events - len(accepted if load.repeat_doubtful else begun),
         lost=tuple(_lost(accepted, deliveries, done, starts, effects, load)),
         dup_starts=sum(_excess(count, deliveries.get(f"{h}:{i}")) for (h, i), count in starts.items()),
         dup_effects=sum(_wrong_effect(i, times, deliveries) for i, times in effects.items()),

@@ -38,23 +38,24 @@ class ClusterNats(NatsServer):
         return command
 
 
-class OneMongod(Mongod):
-    """A mongod that ends the transactions of dead clients after ten seconds.
+class SetMongod(Mongod):
+    """A member of a replica set; it ends the transactions of dead clients after ten seconds.
 
     By default it takes a minute: so long nobody else can write to what a killed worker's transaction had
     written to, and a run with fifty kills would spend its time on waiting for that.
     """
 
-    def _command(self, binary: str) -> list[str]:
-        return [*super()._command(binary), "--setParameter", "transactionLifetimeLimitSeconds=10"]
-
-
-class SetMongod(OneMongod):
-    """One of the three members of a replica set, which is made by ``Cluster``."""
+    @property
+    def host(self) -> str:
+        """The address it is reached at."""
+        return LOOPBACK
 
     def await_ready(self) -> None:
-        """Wait until it accepts connections; who is primary the set decides."""
+        """Wait until it accepts connections; who is primary the set decides, which ``Cluster`` makes."""
         LocalServer.await_ready(self)
+
+    def _command(self, binary: str) -> list[str]:
+        return [*super()._command(binary), "--setParameter", "transactionLifetimeLimitSeconds=10"]
 
 
 class Cluster:
@@ -66,12 +67,13 @@ class Cluster:
         sync_always: nats-server writes every message through before it confirms.
 
     Attributes:
-        nats, mongo: the servers, to kill, pause, wipe and start one by one.
+        nats, mongo: the servers, to kill, pause, wipe and start one by one; to be replaced before the start
+            by servers of another kind.
     """
 
     def __init__(self, directory: Path, *, nats: int = 1, mongo: int = 1, sync_always: bool = False) -> None:
         self.nats: list[NatsServer] = _nats(directory, nats, sync_always=sync_always)
-        self.mongo: list[Mongod] = _mongo(directory, mongo)
+        self.mongo: list[SetMongod] = _mongo(directory, mongo)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -91,7 +93,7 @@ class Cluster:
 
     def mongo_url(self, database: str = "app") -> str:
         """Of the replica set, with this database."""
-        hosts = ",".join(f"{LOOPBACK}:{server.port}" for server in self.mongo)
+        hosts = ",".join(f"{server.host}:{server.port}" for server in self.mongo)
         return f"mongodb://{hosts}/{database}?replicaSet=rs0"
 
     def start(self) -> Self:
@@ -131,11 +133,11 @@ class Cluster:
 
         return self.nats[0] if len(self.nats) == 1 else eventually(leader, timeout=30)
 
-    def primary(self, *, within: float = 60.0) -> Mongod:
+    def primary(self, *, within: float = 60.0) -> SetMongod:
         """The mongod that is primary now."""
         return eventually(self._primary, timeout=within, message="a primary")
 
-    def _primary(self) -> Mongod | None:
+    def _primary(self) -> SetMongod | None:
         return next((s for s in self.mongo if s.running and hello(s).get("isWritablePrimary")), None)
 
     def _alive(self) -> str:
@@ -149,20 +151,18 @@ class Cluster:
         return self._alive()
 
     def _initiate(self) -> None:
-        if len(self.mongo) == 1:
-            return
-        members = [{"_id": i, "host": f"{LOOPBACK}:{s.port}"} for i, s in enumerate(self.mongo)]
+        members = [{"_id": i, "host": f"{s.host}:{s.port}"} for i, s in enumerate(self.mongo)]
         with direct(self.mongo[0]) as client:
             client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
         self.primary()
         eventually(
-            lambda: sum(bool(hello(s).get("secondary")) for s in self.mongo) == 2,
+            lambda: sum(bool(hello(s).get("secondary")) for s in self.mongo) == len(self.mongo) - 1,
             timeout=60,
-            message="two secondaries",
+            message="secondaries",
         )
 
 
-def hello(server: Mongod) -> dict[str, Any]:
+def hello(server: SetMongod) -> dict[str, Any]:
     """What a mongod says of itself; empty if it does not answer."""
     try:
         with direct(server) as client:
@@ -171,10 +171,10 @@ def hello(server: Mongod) -> dict[str, Any]:
         return {}
 
 
-def direct(server: Mongod) -> pymongo.MongoClient[Any]:
+def direct(server: SetMongod) -> pymongo.MongoClient[Any]:
     """A client of this one member, whatever it is."""
     return pymongo.MongoClient(
-        f"mongodb://{LOOPBACK}:{server.port}/?directConnection=true",
+        f"mongodb://{server.host}:{server.port}/?directConnection=true",
         serverSelectionTimeoutMS=1000,
         socketTimeoutMS=5000,
     )
@@ -189,6 +189,5 @@ def _nats(directory: Path, count: int, *, sync_always: bool) -> list[NatsServer]
     return list(nodes)
 
 
-def _mongo(directory: Path, count: int) -> list[Mongod]:
-    kind = OneMongod if count == 1 else SetMongod
-    return [kind(directory / f"mongo-{i}", start_timeout=START_TIMEOUT) for i in range(count)]
+def _mongo(directory: Path, count: int) -> list[SetMongod]:
+    return [SetMongod(directory / f"mongo-{i}", start_timeout=START_TIMEOUT) for i in range(count)]

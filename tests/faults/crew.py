@@ -53,6 +53,7 @@ class Crew:
 
     Attributes:
         environ: the environment of processes started from now on, by role.
+        changes: to that of one place, by role and index.
         deaths: how often a process ended by itself, by role and exit code (killed by us: not in it).
         samples: what processes used, taken every ``sample_every`` seconds.
     """
@@ -68,6 +69,7 @@ class Crew:
         sample_every: float = 2.0,
     ) -> None:
         self.environ = {WORKER: dict(environ), PUBLISHER: dict(environ)}
+        self.changes: dict[tuple[str, int], dict[str, str]] = {}
         self.deaths: Counter[tuple[str, int]] = Counter()
         self.samples: list[Sample] = []
         self._directory = directory
@@ -152,7 +154,7 @@ class Crew:
             return subprocess.Popen(
                 [*command, json.dumps(attrs.asdict(self._load))],
                 cwd=ROOT,
-                env=self.environ[role],
+                env=self.environ[role] | self.changes.get((role, index), {}),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -10,7 +10,11 @@ from typing import Any
 
 
 class Journal:
-    """Notes of any number of processes. Thread-safe; a written line is there though its writer dies."""
+    """Notes of any number of processes. Thread-safe; a written line is there though its writer dies.
+
+    Every note has the time ``at`` which it was written by the writer's clock, and ``monotonic``, which all
+    processes of a machine share and nobody sets.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -18,7 +22,13 @@ class Journal:
 
     def note(self, what: str, **facts: Any) -> None:
         """Append a line; short lines of several processes never mix."""
-        facts |= {"what": what, "at": time.time(), "pid": os.getpid(), "thread": threading.get_native_id()}
+        facts |= {
+            "what": what,
+            "at": time.time(),
+            "monotonic": time.monotonic(),
+            "pid": os.getpid(),
+            "thread": threading.get_native_id(),
+        }
         os.write(self._file, json.dumps(facts).encode() + b"\n")
 
     def notes(self, *kinds: str) -> Iterator[dict[str, Any]]:

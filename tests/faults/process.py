@@ -62,7 +62,7 @@ class _Publisher:
     def _origin(self) -> float:
         """When publishing began for the whole crew: a restart does not begin the schedule again."""
         first = next(self._journal.notes("begin"), None)
-        return first["at"] if first else time.time()
+        return first["monotonic"] if first else time.monotonic()
 
     def _numbers(self, thread: int) -> Iterator[int]:
         first = self._index + thread * self._load.publishers
@@ -77,7 +77,7 @@ class _Publisher:
 
     def _await_turn(self, number: int) -> None:
         if self._load.rate:
-            threading.Event().wait(max(0.0, self._began + number / self._load.rate - time.time()))
+            threading.Event().wait(max(0.0, self._began + number / self._load.rate - time.monotonic()))
 
     def _publish(self, number: int) -> bool:
         """Whether it was accepted; what is refused or in doubt is published again with the same id."""

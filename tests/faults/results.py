@@ -85,6 +85,8 @@ class Row:
 
 def _wrong(verdict: Verdict) -> list[str]:
     wrong = []
+    if verdict.unpublished:
+        wrong.append(f"{verdict.unpublished} were not published in time")
     if verdict.lost:
         wrong.append(f"{len(verdict.lost)} lost: {', '.join(verdict.lost[:5])}")
     if verdict.dup_effects:
