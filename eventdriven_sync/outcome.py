@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Literal
 
 import attrs
 
 from eventdriven_sync.errors import HandlerTimeout, InvalidDelay, shorten
+from eventdriven_sync.redaction import Redaction
 
 MAX_DELAY = 365 * 86400.0
 MAX_TRACEBACK = 16 * 1024  # bytes
 MAX_MESSAGE = 2000
+# What is looked at beyond a cut, so that a secret across it is recognized.
+_TAIL = 1024
+_REDACTION = Redaction()
+_FRAMES = re.compile(
+    r'(?:^Traceback \(most recent call last\):\n|^  File "[^\n]*\n(?:    [^\n]*\n)*|^  \[Previous [^\n]*\n)+',
+    re.MULTILINE,
+)
 
 DeliveryState = Literal["pending", "running", "retrying", "succeeded", "dead", "discarded"]
 FINAL_STATES: frozenset[str] = frozenset({"succeeded", "dead", "discarded"})
@@ -141,16 +150,19 @@ def check_delay(value: object, *, field: str = "after") -> float:
 
 
 def text_of(error: BaseException) -> str:
-    """What it says, storable: without lone surrogates, cut to its limit."""
+    """What it says, storable: without what looks like a secret or a lone surrogate, cut to its limit."""
     try:
-        text = str(error)[:MAX_MESSAGE]
+        text = str(error)[: MAX_MESSAGE + _TAIL]
     except BaseException as broken:  # an exception of user code may not even be printable
         text = f"<its text cannot be read: {type(broken).__name__}>"
-    return text.encode("utf-8", "backslashreplace").decode()[:MAX_MESSAGE]
+    return _REDACTION.text(text.encode("utf-8", "backslashreplace").decode())[:MAX_MESSAGE]
 
 
 def stack_of(error: BaseException, *, below: str) -> str:
-    """The stack below the frames of module ``below``; of a long one the end: that is where the fault is."""
+    """The stack below the frames of module ``below``, without what looks like a secret.
+
+    Of a long one the end: that is where the fault is.
+    """
     stack = getattr(error, "stack", None) if isinstance(error, HandlerTimeout) else None
     if not isinstance(stack, str):
         try:
@@ -158,7 +170,21 @@ def stack_of(error: BaseException, *, below: str) -> str:
         except BaseException as broken:
             stack = f"{type(error).__name__} (its traceback cannot be read: {type(broken).__name__})"
     kept = stack[-MAX_TRACEBACK:].encode("utf-8", "backslashreplace")[-MAX_TRACEBACK:]
-    return kept.decode("utf-8", "ignore")
+    return _without_secrets(kept.decode("utf-8", "ignore"))
+
+
+def _without_secrets(stack: str) -> str:
+    parts, end = [], 0
+    for frames in _FRAMES.finditer(stack):
+        parts += [_REDACTION.text(stack[end : frames.start()]), _frames_without_secrets(frames[0])]
+        end = frames.end()
+    return "".join([*parts, _REDACTION.text(stack[end:])])
+
+
+@lru_cache(maxsize=256)
+def _frames_without_secrets(frames: str) -> str:
+    # A handler that fails does so at the same place again and again, and looking takes its time.
+    return _REDACTION.text(frames)
 
 
 def _below(error: BaseException, module: str) -> TracebackType | None:

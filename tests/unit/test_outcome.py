@@ -1,5 +1,6 @@
 import math
 import pickle
+import traceback
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, get_args
@@ -14,6 +15,8 @@ from eventdriven_sync.errors import EventDrivenError, InvalidDelay
 from eventdriven_sync.outcome import (
     FINAL_STATES,
     MAX_DELAY,
+    MAX_MESSAGE,
+    MAX_TRACEBACK,
     MOVES,
     Dead,
     DeadReason,
@@ -23,6 +26,8 @@ from eventdriven_sync.outcome import (
     Failure,
     RetryAt,
     check_delay,
+    stack_of,
+    text_of,
 )
 
 FAILURE = Failure(
@@ -93,3 +98,47 @@ def test_a_delivery_that_only_makes_allowed_moves_succeeds_at_most_once(path: li
     # An attempt always begins by being "running", unless the live lane records it at once.
     for before, after in pairwise(visited):
         assert after != "succeeded" or before == "running"
+
+
+# --- secrets in errors ------------------------------------------------------------------------------------
+
+CANARY = "kX9-canary-7Qz"
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
+
+
+def raised(error: Exception, cause: Exception | None = None) -> Exception:
+    try:
+        raise error from cause
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"login with password={CANARY} failed",
+        f"could not reach smtp://ada:{CANARY}@mail.example",
+        f'the answer was {{"api_key": "{CANARY}"}}',
+        f"Authorization: Bearer {TOKEN}",
+    ],
+)
+def test_what_looks_like_a_secret_is_kept_neither_of_an_error_nor_of_its_cause(said: str) -> None:
+    for error in (raised(ValueError(said)), raised(ValueError("no"), cause=raised(OSError(said)))):
+        kept = text_of(error) + stack_of(error, below="nowhere")
+        assert CANARY not in kept
+        assert TOKEN not in kept
+        assert "in raised" in kept
+
+
+def test_a_secret_is_not_kept_because_a_text_is_cut_in_its_middle() -> None:
+    said = "x" * (MAX_MESSAGE - 20) + f" smtp://ada:{CANARY}@mail.example"
+    assert "kX9" not in text_of(ValueError(said))
+    assert len(text_of(ValueError("y" * 10_000))) <= MAX_MESSAGE
+
+
+def test_a_stack_without_secrets_is_kept_as_it_is() -> None:
+    error = raised(ValueError("no ink\n  on line 2"), cause=raised(KeyError("color")))
+    expected = "".join(traceback.format_exception(error))
+    assert stack_of(error, below="nowhere") == expected
+    assert stack_of(error, below="nowhere") == expected, "also the second time"
+    assert len(stack_of(raised(ValueError("z" * 40_000)), below="nowhere").encode()) <= MAX_TRACEBACK

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from eventdriven_sync import EventBus, RetryPolicy
+from eventdriven_sync import Discard, EventBus, Reject, RetryPolicy
 from eventdriven_sync.testing import memory
 from tests.unit.rig import Greeted, Renamed
 
@@ -27,6 +27,26 @@ def test_retries_take_no_time(bus: EventBus) -> None:
         assert [each.state for each in run.deliveries()] == ["retrying"]
         assert run.drain() == 4
         assert [(each.state, each.failed) for each in run.deliveries()] == [("dead", 5)]
+
+
+def test_a_secret_in_an_error_is_neither_stored_with_the_delivery_nor_logged(
+    bus: EventBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    canary = "kX9-canary-7Qz"
+    raising = iter([ValueError(f"password={canary}"), Reject(f"token: {canary}"), Discard(f"pin={canary}")])
+
+    @bus.group("Blog").handler(Renamed)
+    def fail(event: Renamed) -> None:
+        raise next(raising)
+
+    with memory(bus) as run, caplog.at_level("DEBUG"):
+        bus.publish_many([ADA, ADA])
+        run.drain()
+        assert {each.state for each in run.deliveries()} == {"dead", "discarded"}
+        assert sum(len(each.failures) for each in run.deliveries()) == 2
+        shown = repr(run.deliveries()) + caplog.text
+    assert "password=***" in shown
+    assert canary not in shown
 
 
 def test_an_endless_chain_is_reported(bus: EventBus) -> None:
