@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.recorded import unrecorded
 from eventdriven_sync.records import HandlerRecord, delivery_id
 from eventdriven_sync.store import EventQuery, Store
 
@@ -66,10 +67,13 @@ class Audit:
 
     Attributes:
         until: the event store's time when the audit began; later events are not in it.
+        unrecorded: messages of their streams that the recorder has not looked at yet. Events that NATS alone
+            accepted (``durability="broker"``) are audited once they are recorded.
     """
 
     until: datetime
     handlers: tuple[HandlerAudit, ...]
+    unrecorded: int = 0
 
     @property
     def ok(self) -> bool:
@@ -103,11 +107,11 @@ def audit(
     bus.store.open(timeout=bus.settings.publish_timeout)
     until = bus.store.directory.now()
     count = _Progress(progress)
+    records = bus.store.directory.handlers()
     return Audit(
         until=until,
-        handlers=tuple(
-            _Count(bus, record, until).run(since, count) for record in bus.store.directory.handlers()
-        ),
+        handlers=tuple(_Count(bus, record, until).run(since, count) for record in records),
+        unrecorded=unrecorded(bus, sorted(set().union(*map(_tokens, records)))),
     )
 
 

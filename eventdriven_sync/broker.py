@@ -12,6 +12,9 @@ from typing import Protocol
 
 import attrs
 
+RECORDER = "recorder"
+"""The consumer that stores what a stream holds alone. No handler's is called so: theirs have two parts."""
+
 
 @attrs.frozen(kw_only=True)
 class StreamSpec:
@@ -81,6 +84,7 @@ class ConsumerState:
         waiting: pulls that wait for messages.
         oldest_at: when the oldest message that can still come was stored; None when none can.
         delivered: the highest sequence of the stream that was ever delivered.
+        acknowledged: the sequence up to which everything of it is acknowledged.
         paused: somebody told the server to deliver nothing for a while.
     """
 
@@ -92,6 +96,7 @@ class ConsumerState:
     waiting: int
     oldest_at: datetime | None
     delivered: int = 0
+    acknowledged: int = 0
     paused: bool = False
     config: Mapping[str, object] = attrs.field(factory=dict)
 
@@ -170,6 +175,20 @@ class Broker(Protocol):
 
         The rest is dropped: they are stored events and the reconciler brings them. A missing
         stream is created. Never raises, never blocks.
+        """
+
+    def publish(
+        self, messages: Sequence[Outgoing], *, consumers: Sequence[ConsumerSpec], timeout: float
+    ) -> list[bytes | None]:
+        """Send and wait until each is confirmed: per message None, or what the stream had under its id.
+
+        These consumers are there, with their streams, before anything is sent. What cannot be fetched of a
+        message that the stream had is given as ``b""``.
+
+        Raises:
+            BrokerUnavailable: nothing was sent within ``timeout``.
+            PublishOutcomeUnknown: sent, and not all of it was answered in time; ``event_ids`` are those.
+            BrokerError, PayloadTooLarge, StreamConflict, …: refused; others of them may have been accepted.
         """
 
     def flush(self, *, timeout: float) -> bool:

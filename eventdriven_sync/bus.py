@@ -16,6 +16,7 @@ from eventdriven_sync import context
 from eventdriven_sync.broker import Broker, ConsumerSpec
 from eventdriven_sync.codec import Codec
 from eventdriven_sync.config import Settings
+from eventdriven_sync.confirmed import Before
 from eventdriven_sync.dead_letters import DeadLetters
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import Closed, InvalidOption, PublishOutcomeUnknown, StoreUnavailable
@@ -128,7 +129,8 @@ class EventBus:
         """Store the event durably, send it to the broker, return its receipt.
 
         Inside a handler the event is held until the handler returns and is stored just before its outcome;
-        inside ``bus.transaction()`` it is stored with the user's writes. The broker is never waited for.
+        inside ``bus.transaction()`` it is stored with the user's writes. The broker is never waited for;
+        outside of both, one with ``durability="broker"`` is confirmed by it and not stored here.
 
         Args:
             event: an instance of a class declared with ``@event``.
@@ -140,7 +142,7 @@ class EventBus:
 
         Raises:
             InvalidEventType, InvalidEventId, PayloadInvalid, PayloadTooLarge, …: nothing was stored.
-            StoreUnavailable: MongoDB cannot be reached; nothing was stored.
+            StoreUnavailable, BrokerUnavailable: MongoDB (or NATS) cannot be reached; nothing was accepted.
             PublishOutcomeUnknown: sent and not answered; publishing again with the same id is safe.
             EventIdReused: the id exists with other content. Not for what a handler publishes: an attempt
                 may run again, and there the first content stays.
@@ -383,9 +385,10 @@ class EventBus:
     ) -> None:
         self.close()
 
-    def _receipts(self, envelopes: Sequence[Envelope], duplicates: Sequence[bool]) -> list[Receipt]:
+    def _receipts(self, envelopes: Sequence[Envelope], duplicates: Sequence[Before]) -> list[Receipt]:
         """A duplicate belongs to the chain of its first time, which only the store knows."""
-        again = [envelope.id for envelope, duplicate in zip(envelopes, duplicates, strict=True) if duplicate]
+        pairs = list(zip(envelopes, duplicates, strict=True))
+        again = [envelope.id for envelope, before in pairs if before is True]
         try:
             first = self.store.events.get(again) if again else {}
         except StoreUnavailable as error:
@@ -397,10 +400,12 @@ class EventBus:
         return [
             Receipt(
                 id=envelope.id,
-                operation_id=first.get(envelope.id, envelope).operation_id,
-                duplicate=duplicate,
+                operation_id=(
+                    before if isinstance(before, Envelope) else first.get(envelope.id, envelope)
+                ).operation_id,
+                duplicate=bool(before),
             )
-            for envelope, duplicate in zip(envelopes, duplicates, strict=True)
+            for envelope, before in pairs
         ]
 
     def _make_adapters(self) -> None:

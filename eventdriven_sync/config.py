@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
 
@@ -104,6 +104,16 @@ def redact(url: str) -> str:
     """
     shown = ",".join(map(_without_userinfo, _split(url)))
     return re.sub(r"(?i)((?:password|properties)=)[^&,]*", r"\1***", shown)
+
+
+def login(urls: Sequence[str]) -> dict[str, Any]:
+    """User and password, or the token, of the first of these URLs that has any."""
+    for url in map(urlsplit, urls):
+        if url.username and url.password:
+            return {"user": unquote(url.username), "password": unquote(url.password)}
+        if url.username:
+            return {"token": unquote(url.username)}
+    return {}
 
 
 def _without_userinfo(url: str) -> str:

@@ -10,7 +10,7 @@ An event that became visible more than ``LATE`` seconds after its time is in no 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
 
@@ -26,6 +26,7 @@ LATE = timedelta(seconds=90)
 # Workers write their statistics every few seconds, and a minute longer than it lasts.
 STATS_LATE = timedelta(minutes=3)
 KEPT = timedelta(days=30)
+PATIENCE = HOUR
 CHUNK = 60
 HOURS_AT_ONCE = 6
 
@@ -51,10 +52,15 @@ class Counting:
 
     Args:
         store: where events are and counts go.
+        unrecorded_since: from when on events may be missing in the store that NATS has accepted; None if
+            none are. They are waited for, up to ``PATIENCE``.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, *, unrecorded_since: Callable[[], datetime | None] = lambda: None
+    ) -> None:
         self._store = store
+        self._unrecorded_since = unrecorded_since
         self._chunk = CHUNK
         self._next: datetime | None = None
 
@@ -64,6 +70,7 @@ class Counting:
         until = floor(now - LATE, MINUTE)
         if self._next is not None and self._next >= until:
             return 0
+        until = self._recorded(until)
         begin = self._begin(now)
         end = min(until, begin + self._chunk * MINUTE)
         if begin < end and not self._count(begin, end):
@@ -71,6 +78,11 @@ class Counting:
         self._next = max(begin, end)
         self._add_up(min(self._next, now - STATS_LATE))
         return max(0, (end - begin) // MINUTE)
+
+    def _recorded(self, until: datetime) -> datetime:
+        """As far as nothing is missing any more."""
+        since = self._unrecorded_since()
+        return until if since is None else min(until, floor(max(since - LATE, until - PATIENCE), MINUTE))
 
     def _begin(self, now: datetime) -> datetime:
         figures = self._store.figures

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 import attrs
 
 from eventdriven_sync.errors import InvalidEventType, shorten
 
 C = TypeVar("C", bound=type)
+Durability = Literal["store", "broker"]
 
 MAX_NAME = 200
 MAX_TOKENS = 16
@@ -31,12 +32,14 @@ class EventType:
         version: of the payload's shape, from 1.
         key: the field whose value groups events, or None.
         cls: the user's attrs class.
+        durability: who holds an event when ``publish`` returns: the event store, or the broker alone.
     """
 
     name: str
     version: int
     key: str | None
     cls: type
+    durability: Durability = "store"
 
     @property
     def stream_token(self) -> str:
@@ -45,7 +48,9 @@ class EventType:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
-def event(name: str, *, version: int = 1, key: str | None = None) -> Callable[[C], C]:
+def event(
+    name: str, *, version: int = 1, key: str | None = None, durability: Durability = "store"
+) -> Callable[[C], C]:
     """Declare a class to be an event.
 
     A class that attrs has not seen yet becomes ``attrs.frozen(kw_only=True)``.
@@ -55,9 +60,12 @@ def event(name: str, *, version: int = 1, key: str | None = None) -> Callable[[C
             tokens of ``A-Z a-z 0-9 _ -``.
         version: positive; raise it when the payload's shape changes.
         key: a field of the class; its value travels with the event as its key.
+        durability: ``"store"``: accepted means stored in MongoDB. ``"broker"``, for telemetry at a high
+            rate: accepted means confirmed by NATS, and a worker stores it a moment later. What NATS
+            confirmed and then loses (a power loss, a wiped disk) before that is lost.
 
     Raises:
-        InvalidEventType: the name, version, key or class cannot be used.
+        InvalidEventType: the name, version, key, durability or class cannot be used.
 
     Example:
         >>> @event("User.nameUpdated", key="user_id")
@@ -74,13 +82,21 @@ def event(name: str, *, version: int = 1, key: str | None = None) -> Callable[[C
             limit=MAX_VERSION,
         )
 
+    if durability not in ("store", "broker"):
+        raise InvalidEventType(
+            f'event {name}: durability is {shorten(durability)}; give "store" (accepted means stored in '
+            'MongoDB) or "broker" (accepted means confirmed by NATS, stored a moment later)',
+            field="durability",
+            value=durability,
+        )
+
     def declare(cls: C) -> C:
         _check_class(cls, name)
         # A subclass inherits the fields of an attrs class, but its own fields are still to be collected.
         known = "__attrs_attrs__" in cls.__dict__
         frozen: Any = cls if known else attrs.frozen(kw_only=True)(cls)
         _check_key(frozen, name, key)
-        event_type = EventType(name=name, version=version, key=key, cls=frozen)
+        event_type = EventType(name=name, version=version, key=key, cls=frozen, durability=durability)
         setattr(frozen, _ATTRIBUTE, event_type)
         declared[name] = event_type
         return frozen  # type: ignore[no-any-return]

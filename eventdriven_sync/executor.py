@@ -22,6 +22,7 @@ from eventdriven_sync.codec import Codec
 from eventdriven_sync.config import Settings
 from eventdriven_sync.envelope import Envelope, accepted_now, new_id, utcnow
 from eventdriven_sync.errors import (
+    BrokerUnavailable,
     ChainTooDeep,
     CodecError,
     HandlerTimeout,
@@ -51,8 +52,8 @@ from eventdriven_sync.outcome import (
 from eventdriven_sync.records import Delivery, RawMessage, Settlement, delivery_id
 from eventdriven_sync.store import Store
 
-# Asked for by the handler, or the store's fault: `on` of a policy is about the handler's own errors.
-_NOT_THE_HANDLERS = (Retry, StoreUnavailable, PublishOutcomeUnknown)
+# Asked for by the handler, or the servers' fault: `on` of a policy is about the handler's own errors.
+_NOT_THE_HANDLERS = (Retry, StoreUnavailable, BrokerUnavailable, PublishOutcomeUnknown)
 TRANSACTION_LIFETIME = 60.0  # seconds, unless somebody has set it otherwise in MongoDB
 
 Around = Callable[[], AbstractContextManager[object]]

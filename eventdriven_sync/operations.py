@@ -19,6 +19,7 @@ from eventdriven_sync.errors import EventDrivenError, InvalidOption, NotFound, O
 from eventdriven_sync.executor import failure_of
 from eventdriven_sync.handlers import check_count
 from eventdriven_sync.outcome import Failure
+from eventdriven_sync.recorded import Recorded
 from eventdriven_sync.records import Operation
 from eventdriven_sync.store import MAX_TEXT, DeliveryQuery, EventQuery, OperationQuery
 
@@ -352,19 +353,31 @@ class Operations:
     def wait(self, operation_id: str, *, timeout: float | None = None) -> Chain:
         """Wait until the whole chain is settled; see ``OperationScope.wait``."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        pause = FIRST_PAUSE
-        while not (chain := self.chain(operation_id)).settled:
+        pause, recorded = FIRST_PAUSE, Recorded(self._bus)
+        while True:
+            chain = self._chain_if_recorded(operation_id)
+            found = sum(1 for _ in chain.walk()) if chain else 0
+            if (chain is None or chain.settled) and recorded.all_of(found):
+                return chain or self.chain(operation_id)
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise OperationTimeout(
-                    f"operation {operation_id} has {chain.open} open deliveries after {timeout:g} s; "
-                    "it goes on",
+                    f"operation {operation_id} has {chain.open if chain else 0} open deliveries after "
+                    f"{timeout:g} s, or events that are not recorded yet; it goes on",
                     chain=chain,
                     limit=timeout,
                 )
             time.sleep(pause if left is None else min(pause, left))
             pause = min(pause * 1.5, LONGEST_PAUSE)
-        return chain
+
+    def _chain_if_recorded(self, operation_id: str) -> Chain | None:
+        """None if nothing is known of it, while that may only not have been recorded yet."""
+        try:
+            return self.chain(operation_id)
+        except NotFound:
+            if not self._bus.topology.recorders():
+                raise
+            return None
 
 
 def _derived(operation_id: str, first: Envelope) -> Operation:

@@ -14,6 +14,7 @@ import attrs
 from eventdriven_sync import context
 from eventdriven_sync.broker import Outgoing, StreamSpec
 from eventdriven_sync.config import MAX_PUBLISH_TIMEOUT, check_number, check_text
+from eventdriven_sync.confirmed import Before, Confirmed
 from eventdriven_sync.envelope import Envelope, accepted_now, check_id, derived_id, new_id
 from eventdriven_sync.errors import ChainTooDeep, InvalidOption, LeaseLost, TooManyEvents, shorten
 from eventdriven_sync.events import EventType, event_type_of
@@ -37,6 +38,7 @@ class Publisher:
         # Caches of the topology, so that publishing takes no detour.
         self._kinds: dict[type, EventType] = {}
         self._streams: dict[str, StreamSpec] = {}
+        self._confirmed = Confirmed(bus)
         self._warned = False
 
     def envelope(
@@ -76,10 +78,12 @@ class Publisher:
             return attrs.evolve(envelope, id=again)
         return envelope
 
-    def accept(self, envelopes: list[Envelope], *, immediate: bool, timeout: float | None) -> list[bool]:
+    def accept(
+        self, envelopes: Sequence[Envelope], *, immediate: bool, timeout: float | None
+    ) -> Sequence[Before]:
         """Hold them (handler), store them with the user's writes (transaction), or store and send them.
 
-        Per event True if it had been accepted before.
+        Per event whether it had been accepted before.
         """
         running, begun = context.handling.get(), context.transaction.get()
         if running and running.abandoned:
@@ -94,7 +98,15 @@ class Publisher:
             duplicates = self._bus.store.events.append(envelopes, timeout=seconds, session=begun.session)
             begun.published.extend(envelopes)
             return duplicates
-        duplicates = []
+        if self._confirmed.names and any(envelope.name in self._confirmed.names for envelope in envelopes):
+            return self._confirmed.publish(envelopes, messages, store=self._store, timeout=seconds)
+        return self._store(envelopes, messages, seconds)
+
+    def _store(
+        self, envelopes: Sequence[Envelope], messages: Sequence[Outgoing], seconds: float
+    ) -> list[bool]:
+        """Store and send them in chunks; per event True if it had been accepted before."""
+        duplicates: list[bool] = []
         for start in range(0, len(envelopes), CHUNK):
             chunk, sent = envelopes[start : start + CHUNK], messages[start : start + CHUNK]
             if self._now(seconds) - chunk[0].published_at > STALE:
@@ -156,6 +168,8 @@ class Publisher:
     def _kind(self, event: object) -> EventType:
         kind = event_type_of(event)
         self._bus.topology.know(kind)
+        if kind.durability == "broker":
+            self._confirmed.names.add(kind.name)
         self._kinds[type(event)] = kind
         return kind
 

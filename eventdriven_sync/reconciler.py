@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from eventdriven_sync.broker import Broker
+from eventdriven_sync.broker import RECORDER, Broker, ConsumerState
 from eventdriven_sync.config import Settings
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import BrokerError, BrokerUnavailable, Closed, StoreError
@@ -27,6 +27,7 @@ ROLE = "reconciler"
 # An event may become visible this long after its publishing time: whoever publishes may try for 60 s, clocks
 # of publishers differ. The watermark stays behind by this much, and what lies between is looked at again.
 LATE = 90.0
+_LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
 
 class Reconciler:
@@ -52,6 +53,8 @@ class Reconciler:
         self._holder = holder
         self._chores = chores
         self._leads = False
+        # By stream, of this round: how long ago what the recorder has not stored yet may have begun.
+        self._unrecorded: dict[str, datetime | None] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="eventdriven-reconciler", daemon=True)
         self.pulse = Pulse(self._thread, pause=settings.reconcile_every)
@@ -73,6 +76,7 @@ class Reconciler:
         if not self._leads:
             return 0
         now = self._store.directory.now()
+        self._unrecorded.clear()
         return sum(self._try(record, now) for record in self._store.directory.handlers())
 
     def _run(self) -> None:
@@ -114,9 +118,11 @@ class Reconciler:
         since = max(filter(None, (record.starts_at, record.reconciled_until)), default=None)
         if since is not None and since >= until:
             return 0
+        # Before the events are looked at: what is recorded from now on may be missing among them.
+        recorded_until = self._recorded_until(record, now)
         brought, compared_until = self._compare(record, since, until)
         if compared_until is not None:
-            settled_until = min(compared_until, now - timedelta(seconds=LATE))
+            settled_until = min(compared_until, recorded_until - timedelta(seconds=LATE))
             if since is None or settled_until > since:
                 self._store.directory.reconciled(record.name, settled_until)
         if brought:
@@ -151,6 +157,32 @@ class Reconciler:
             after, reached = page[-1].id, page[-1].published_at
         return brought, waiting or reached
 
+    def _recorded_until(self, record: HandlerRecord, now: datetime) -> datetime:
+        """Until when the store has every event of this handler, those that NATS alone accepted as well."""
+        waiting = [
+            self._unrecorded_since(token) for token in {name.partition(".")[0] for name in record.events}
+        ]
+        return min([now, *filter(None, waiting)])
+
+    def _unrecorded_since(self, token: str) -> datetime | None:
+        if token not in self._unrecorded:
+            self._unrecorded[token] = self._ask_recorder(token)
+        return self._unrecorded[token]
+
+    def _ask_recorder(self, token: str) -> datetime | None:
+        try:
+            state = self._consumer(token, RECORDER)
+        except BrokerUnavailable:
+            raise
+        except BrokerError as error:
+            log.warning("What is not recorded yet of %s is not known: %s", token, error)
+            return _LONG_AGO
+        return state.oldest_at if state else None
+
+    def _consumer(self, token: str, name: str) -> ConsumerState | None:
+        stream = f"{self._settings.namespace}_{token}"
+        return self._broker.consumer_state(stream, name, timeout=self._settings.broker_timeout)
+
     def _missing(self, record: HandlerRecord, page: Sequence[Envelope]) -> list[Envelope]:
         ids = {delivery_id(record.name, event.id): event for event in page}
         known = self._store.deliveries.states(list(ids)) if ids else {}
@@ -163,10 +195,7 @@ class Reconciler:
         """
         token = event.name.partition(".")[0]
         if token not in reach:
-            stream = f"{self._settings.namespace}_{token}"
-            state = self._broker.consumer_state(
-                stream, record.name.replace(".", "__"), timeout=self._settings.broker_timeout
-            )
+            state = self._consumer(token, record.name.replace(".", "__"))
             reach[token] = state.oldest_at if state else None
         oldest = reach[token]
         margin = timedelta(seconds=self._settings.reconcile_after)

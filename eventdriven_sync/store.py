@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from eventdriven_sync.envelope import Envelope
+from eventdriven_sync.errors import EventDrivenError
 from eventdriven_sync.figures import AuditTrail, Figures
 from eventdriven_sync.jobs import Jobs
 from eventdriven_sync.people import People
@@ -47,6 +48,15 @@ class EventStore(Protocol):
         Raises:
             EventIdReused: an id exists with other content (derived ids excepted: there the first stays).
             StoreUnavailable, PublishOutcomeUnknown.
+        """
+
+    def record(self, events: Sequence[Envelope]) -> list[EventDrivenError | None]:
+        """Store events that the broker accepted: per event None, or why it can never be stored.
+
+        One whose id is stored already stays as it is, also if its content differs.
+
+        Raises:
+            StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied: do it again.
         """
 
     def get(self, ids: Sequence[str]) -> dict[str, Envelope]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from datetime import datetime
 
-from eventdriven_sync.broker import ConsumerSpec, StreamSpec
+from eventdriven_sync.broker import RECORDER, ConsumerSpec, StreamSpec
 from eventdriven_sync.config import Settings
 from eventdriven_sync.errors import DuplicateEvent, DuplicateHandler
 from eventdriven_sync.events import EventType
@@ -96,6 +96,21 @@ class Topology:
             )
             for token, subjects in names.items()
         ]
+
+    def recorder(self, event_name: str) -> ConsumerSpec:
+        """The consumer that records what is published under this name with ``durability="broker"``.
+
+        It reads the whole stream from its beginning, so it is the same whichever classes a process knows.
+        """
+        stream = self.stream(event_name)
+        return ConsumerSpec(
+            stream=stream, name=RECORDER, subjects=stream.subjects, ack_wait=self._settings.ack_wait
+        )
+
+    def recorders(self) -> list[ConsumerSpec]:
+        """Those of the event classes that this bus knows, one for each stream."""
+        kinds = [kind for kind in self.event_types.values() if kind.durability == "broker"]
+        return [self.recorder(token) for token in sorted({kind.stream_token for kind in kinds})]
 
     def _make_stream(self, token: str) -> StreamSpec:
         namespace = self._settings.namespace

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from eventdriven_sync.broker import ConsumerSpec, Consumption, Incoming
 from eventdriven_sync.config import check_number
+from eventdriven_sync.confirmed import recorder_of
 from eventdriven_sync.counting import Counting
 from eventdriven_sync.envelope import utcnow
 from eventdriven_sync.errors import (
@@ -116,6 +117,7 @@ class Worker:
         for handler, specs in consumers:
             self._consume(handler, specs)
         self._recovery.start()
+        self._recorder.start()
         self._reconciler.start()
         self._beat()
         self._heartbeat.start()
@@ -186,6 +188,7 @@ class Worker:
         self._recovery.join(timeout=LAST_WORD)
         # What the recovery lane was claiming when it was told to stop, and what the broker sent meanwhile.
         self._give_back(self._pool.leftovers())
+        self._recorder.stop(timeout=LAST_WORD)
         self._reconciler.stop(timeout=LAST_WORD)
         if self._heart.ident:
             self._heart.join(timeout=LAST_WORD)
@@ -243,17 +246,23 @@ class Worker:
             capacity=sum(lane.share for lane in self._lanes.values()),
             max_lost=settings.max_lost,
         )
-        self._reconciler = Reconciler(
-            store=store,
-            broker=self._bus.broker,
-            settings=settings,
-            holder=self.id,
-            chores=[Counting(store).round, GroupRetries(store).round],
-        )
+        self._recorder = recorder_of(self._bus)
+        self._reconciler = self._make_reconciler()
         self._heart = threading.Thread(target=self._heartbeats, name="eventdriven-heartbeat", daemon=True)
         self._heartbeat = Pulse(self._heart, pause=HEARTBEAT)
         self._began_at: datetime = utcnow()
         self._vitals = self._make_vitals()
+
+    def _make_reconciler(self) -> Reconciler:
+        store = self._bus.store
+        counting = Counting(store, unrecorded_since=self._recorder.unrecorded_since)
+        return Reconciler(
+            store=store,
+            broker=self._bus.broker,
+            settings=self._bus.settings,
+            holder=self.id,
+            chores=[counting.round, GroupRetries(store).round],
+        )
 
     def _make_vitals(self) -> Vitals:
         return Vitals(
@@ -265,6 +274,7 @@ class Worker:
             stats=self._stats,
             loops={
                 "recovery lane": self._recovery.pulse,
+                "recorder": self._recorder.pulse,
                 "reconciler": self._reconciler.pulse,
                 "heartbeat": self._heartbeat,
             },

@@ -26,13 +26,13 @@ MODEL, EXECUTION, ADAPTERS, FACADE, EDGES = range(1, 6)
 LAYERS = {
     EDGES: "__init__ __main__ cli dashboard doctor devserver testing demo processes endpoint flask celery",
     FACADE: (
-        "bus publishing group worker dead_letters operations chain audit documents topology monitor "
-        "monitoring health vitals replay archive"
+        "bus publishing confirmed recorded group worker dead_letters operations chain audit documents "
+        "topology monitor monitoring health vitals replay archive"
     ),
     ADAPTERS: "brokers stores",
     EXECUTION: (
-        "executor batching counting group_retries handlers middleware settling recovery reconciler pool "
-        "pulse lanes stats"
+        "executor batching counting group_retries handlers middleware settling recovery recording reconciler "
+        "pool pulse lanes stats"
     ),
     MODEL: (
         "_version broker codec config context envelope errors events figures fingerprint jobs outcome "

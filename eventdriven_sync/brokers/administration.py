@@ -6,8 +6,9 @@ answer, or gets the server's ``ApiError`` thrown in, and returns its result. Who
 
 from __future__ import annotations
 
+import base64
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -88,6 +89,15 @@ def streams(prefix: str) -> Conversation[list[StreamState]]:
 def delete_consumer(stream: str, name: str) -> Conversation[bool]:
     """See ``Broker.delete_consumer``."""
     return (yield from _unless_missing((f"CONSUMER.DELETE.{stream}.{name}", None))) is not None
+
+
+def messages(stream: str, sequences: Sequence[int]) -> Conversation[list[bytes]]:
+    """What the stream holds under these sequences, empty where it holds nothing any more."""
+    found = []
+    for sequence in sequences:
+        answer = yield from _unless_missing((f"STREAM.MSG.GET.{stream}", {"seq": sequence}))
+        found.append(base64.b64decode(answer["message"].get("data", "")) if answer else b"")
+    return found
 
 
 def account() -> Conversation[Info]:

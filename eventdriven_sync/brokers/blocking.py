@@ -19,8 +19,9 @@ from eventdriven_sync.broker import (
 )
 from eventdriven_sync.brokers import administration
 from eventdriven_sync.brokers.bridge import Bridge, join
+from eventdriven_sync.brokers.confirming import Ticket
 from eventdriven_sync.brokers.pulling import Pull
-from eventdriven_sync.errors import BrokerUnavailable, Closed, EventDrivenError
+from eventdriven_sync.errors import BrokerUnavailable, Closed, EventDrivenError, PublishOutcomeUnknown
 
 if TYPE_CHECKING:
     from eventdriven_sync.brokers.nats import Live
@@ -61,10 +62,29 @@ class BlockingBroker:
         except EventDrivenError as error:
             logger.debug("dispatch refused: %s", error, extra={"action": "dispatch_refused"})
             return 0
-        taken = live.dispatcher.take(messages, down_for=live.link.down_for)
-        if taken and live.dispatcher.wake():
-            bridge.post(live.dispatcher.run)
+        dispatcher = live.outbound.dispatcher
+        taken = dispatcher.take(messages, down_for=live.link.down_for)
+        if taken and dispatcher.wake():
+            bridge.post(dispatcher.run)
         return taken
+
+    def publish(
+        self, messages: Sequence[Outgoing], *, consumers: Sequence[ConsumerSpec], timeout: float
+    ) -> list[bytes | None]:
+        """Send and wait until each is confirmed: per message None, or what the stream had under its id."""
+        deadline = time.monotonic() + timeout
+        live, bridge = self._open()
+        ticket = Ticket(messages, consumers)
+        if messages:
+            live.outbound.confirming.take(ticket)
+            bridge.post(live.outbound.confirming.pump)
+            ticket.wait_for(timeout)
+        if ticket.unanswered:
+            raise self._unanswered(live, ticket, timeout)
+        if ticket.errors:
+            raise ticket.errors[0]
+        known: list[bytes | None] = [None] * len(messages)
+        return self._look_up(ticket, known, deadline) if ticket.known_as else known
 
     def flush(self, *, timeout: float) -> bool:
         """Wait until everything dispatched is confirmed or given up; False on timeout."""
@@ -116,7 +136,7 @@ class BlockingBroker:
     def status(self) -> BrokerStatus:
         """What is known right now; never blocks and opens nothing."""
         live = self._lives.get(os.getpid()) or self._build()
-        dispatched, dropped, in_flight = live.dispatcher.counts()
+        dispatched, dropped, in_flight = live.outbound.dispatcher.counts()
         return BrokerStatus(
             connected=live.link.session is not None,
             last_error=live.trouble.last,
@@ -140,6 +160,48 @@ class BlockingBroker:
         except (TimeoutError, Closed) as error:
             logger.warning("NATS was not closed in time: %r", error, extra={"action": "nats_close_late"})
         live.bridge.leave(self, timeout=max(0.0, deadline - time.monotonic()))
+
+    def _unanswered(self, live: Live, ticket: Ticket, timeout: float) -> EventDrivenError:
+        ids = ticket.unknown()
+        reason = f" ({live.trouble.last})" if live.trouble.last else ""
+        if ids:
+            return PublishOutcomeUnknown(
+                f"NATS at {self._shown} did not confirm {len(ids):,} of {len(ticket.messages):,} messages "
+                f"within {timeout:g} s{reason}: they may or may not be accepted; publishing again with the "
+                "same ids is safe",
+                timeout=timeout,
+                event_ids=tuple(ids),
+            )
+        if ticket.errors:
+            return ticket.errors[-1]
+        return BrokerUnavailable(
+            f"NATS at {self._shown} could not be reached within {timeout:g} s{reason}, nothing was sent: "
+            "check that it runs and that the URL is right",
+            url=self._shown,
+            timeout=timeout,
+        )
+
+    def _look_up(self, ticket: Ticket, known: list[bytes | None], deadline: float) -> list[bytes | None]:
+        """What the stream had: of what was only sent twice it is the very same, and no news."""
+        by_stream: dict[str, list[int]] = {}
+        for index in ticket.known_as:
+            by_stream.setdefault(ticket.messages[index].stream.name, []).append(index)
+        for stream, indexes in by_stream.items():
+            begin = partial(administration.messages, stream, [ticket.known_as[i] for i in indexes])
+            try:
+                found = self._call(
+                    lambda live, begin=begin: live.attempt(begin),  # type: ignore[misc]
+                    max(deadline - time.monotonic(), 0.05),
+                )
+            except BrokerUnavailable as error:
+                ids = tuple(ticket.messages[index].message_id for index in indexes)
+                raise PublishOutcomeUnknown(
+                    f"the stream {stream} had messages with these ids, and which could not be read: {error}",
+                    event_ids=ids,
+                ) from error
+            for index, data in zip(indexes, found, strict=True):
+                known[index] = None if data == ticket.messages[index].data else data
+        return known
 
     def _open(self) -> tuple[Live, Bridge]:
         """What this process has open; opened on first use.

@@ -305,6 +305,9 @@ class Session(Protocol):
     async def publish(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
         """Hand one message to the socket."""
 
+    def write(self, commands: bytes) -> bool:
+        """Hand whole commands of the protocol to the socket at once; False if it has enough already."""
+
     async def rtt(self, timeout: int) -> float:
         """A round trip to the server."""
 
@@ -364,6 +367,10 @@ class Link(Generic[S]):
         self._outgoing.append((subject, data, reply, headers))
         self._wake.set()
         return True
+
+    def write(self, commands: bytes) -> bool:
+        """Hand whole commands to the socket now, before what is queued; False if it takes none."""
+        return self.session is not None and self.session.write(commands)
 
     async def run(self) -> None:
         """Keep the connection until cancelled."""

@@ -253,6 +253,7 @@ def consumer_state(info: Mapping[str, Any], oldest_at: datetime | None) -> Consu
         waiting=info.get("num_waiting", 0),
         oldest_at=oldest_at,
         delivered=info.get("delivered", {}).get("stream_seq", 0),
+        acknowledged=info.get("ack_floor", {}).get("stream_seq", 0),
         paused=info.get("paused", False),
         config=info.get("config", {}),
     )

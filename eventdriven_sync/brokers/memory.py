@@ -2,7 +2,7 @@
 
 It keeps the semantics of ``brokers/nats.py`` (at least once, redelivery, durable consumers) and can be made
 to fail the way a real broker fails: ``disconnect``, ``wipe``, ``forget_acks``, ``forget_counts``,
-``redeliver``, ``drop_dispatches``.
+``redeliver``, ``drop_dispatches``, ``lose_confirmations``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eventdriven_sync.broker import (
 )
 from eventdriven_sync.brokers.memory_streams import Consumer, Flight, Stream
 from eventdriven_sync.envelope import utcnow
-from eventdriven_sync.errors import BrokerUnavailable, EventDrivenError
+from eventdriven_sync.errors import BrokerUnavailable, EventDrivenError, PublishOutcomeUnknown
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,12 @@ class MemoryBroker:
     Attributes:
         drop_dispatches: while True every dispatched message is lost, as if the publisher had died
             between the store and the broker.
+        lose_confirmations: while True every published message is stored and its caller not told.
     """
 
     def __init__(self, *, clock: Callable[[], datetime] | None = None, manual: bool = False) -> None:
         self.drop_dispatches = False
+        self.lose_confirmations = False
         self._clock = clock or utcnow
         self._manual = manual
         self._wake = threading.Condition(threading.RLock())  # guards everything below
@@ -146,6 +148,29 @@ class MemoryBroker:
             self._dropped += len(messages) - taken
             self._notify()
             return taken
+
+    def publish(
+        self, messages: Sequence[Outgoing], *, consumers: Sequence[ConsumerSpec], timeout: float
+    ) -> list[bytes | None]:
+        """Store the messages: per message None, or what the stream had under its id.
+
+        Raises:
+            BrokerUnavailable: disconnected.
+            PublishOutcomeUnknown: ``lose_confirmations`` is on; they are stored.
+            StreamConflict, ConsumerConflict.
+        """
+        with self._reached():
+            for spec in consumers:
+                self._ensure(spec)
+            known = [self._confirm(each) for each in messages]
+            self._notify()
+        if self.lose_confirmations:
+            raise PublishOutcomeUnknown(
+                f"the memory broker did not answer within {timeout:g} s, as its test asked it to",
+                timeout=timeout,
+                event_ids=tuple(each.message_id for each in messages),
+            )
+        return known
 
     def flush(self, *, timeout: float) -> bool:
         """True: a dispatch of this broker is over when it returns."""
@@ -329,6 +354,12 @@ class MemoryBroker:
 
     def _store(self, message: Outgoing) -> bool:
         return self._try(lambda: self._ensure_stream(message.stream).add(message, self._clock())) or False
+
+    def _confirm(self, message: Outgoing) -> bytes | None:
+        stream = self._ensure_stream(message.stream)
+        known = stream.has(message.message_id)
+        stream.add(message, self._clock())
+        return known
 
     def _try(self, step: Callable[[], T]) -> T | None:
         try:

@@ -63,7 +63,7 @@ class Stream:
         self.consumers: dict[str, Consumer] = {}
         self.messages: dict[int, StoredMessage] = {}
         self.last_sequence = 0
-        self._ids: set[str] = set()
+        self._ids: dict[str, int] = {}
 
     def verify(self, spec: StreamSpec) -> None:
         """Raise StreamConflict if this is not the stream ``spec`` wants."""
@@ -85,8 +85,8 @@ class Stream:
             raise BrokerError(f"stream {self.spec.name} does not take subject {message.subject}")
         if message.message_id in self._ids:
             return True
-        self._ids.add(message.message_id)
         self.last_sequence += 1
+        self._ids[message.message_id] = self.last_sequence
         self.messages[self.last_sequence] = StoredMessage(
             sequence=self.last_sequence,
             subject=message.subject,
@@ -95,6 +95,14 @@ class Stream:
             stored_at=now,
         )
         return True
+
+    def has(self, message_id: str) -> bytes | None:
+        """What is stored under this id: None if it never was, empty if it is no longer."""
+        sequence = self._ids.get(message_id)
+        if sequence is None:
+            return None
+        found = self.messages.get(sequence)
+        return found.data if found else b""
 
     def expire(self, now: datetime) -> None:
         """Drop messages older than ``max_age``."""
@@ -201,6 +209,7 @@ class Consumer:
             waiting=waiting,
             oldest_at=min((message.stored_at for message in owed), default=None),
             delivered=self._cursor,
+            acknowledged=min(self.flights, default=self._cursor + 1) - 1,
             config={"ack_wait": self.spec.ack_wait, "max_ack_pending": self.spec.max_ack_pending},
         )
 

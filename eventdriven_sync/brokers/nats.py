@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
@@ -25,23 +25,18 @@ from eventdriven_sync.brokers import administration, jetstream
 from eventdriven_sync.brokers.administration import Conversation
 from eventdriven_sync.brokers.blocking import BlockingBroker
 from eventdriven_sync.brokers.bridge import Bridge, Link
-from eventdriven_sync.brokers.dispatching import Dispatcher
 from eventdriven_sync.brokers.jetstream import ApiError
+from eventdriven_sync.brokers.outbound import Outbound
 from eventdriven_sync.brokers.pulling import Pull
 from eventdriven_sync.brokers.trouble import DENIED, REFUSED, Trouble
-from eventdriven_sync.config import redact
-from eventdriven_sync.errors import (
-    BrokerPermissionDenied,
-    BrokerUnavailable,
-    Closed,
-    ConfigurationError,
-    EventDrivenError,
-)
+from eventdriven_sync.config import login, redact
+from eventdriven_sync.errors import BrokerUnavailable, Closed, ConfigurationError, EventDrivenError
 
 logger = logging.getLogger(__name__)
 _CONNECT_WAIT = _REQUEST_WAIT = _HOPELESS = 2
 _TICK = _RETRY_PAUSE = 0.1
 _SERVERS_MOST = 30
+_ENOUGH = 1024 * 1024
 _SHOWN = ("version", "server_name", "jetstream", "max_payload", "auth_required", "tls_required")
 
 T = TypeVar("T")
@@ -51,6 +46,9 @@ class _Client(Client):
     """nats-py's client, which one strange message cannot kill, and which can be dropped in any state."""
 
     secure_only = False
+    # Taken by the reader at once, without a queue and a task between: subjects that begin like this.
+    answers_at = b"-"
+    on_answer: Callable[[str, bytes, str], None]
 
     @property
     def alive(self) -> bool:
@@ -64,6 +62,14 @@ class _Client(Client):
     async def listen(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Subscribe without nats-py's limits, which drop messages: windows and credit bound what comes."""
         return await self.subscribe(subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
+
+    def write(self, commands: bytes) -> bool:
+        """Past nats-py's buffer and its task, which would cost a lone publisher two turns of the loop."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is None or writer.transport.get_write_buffer_size() > _ENOUGH:
+            return False
+        writer.write(commands)
+        return True
 
     async def discard(self) -> None:
         """End it without ``close``, which waits for a peer that does not read and stops at an error."""
@@ -84,6 +90,9 @@ class _Client(Client):
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg:
+        if subject.startswith(self.answers_at):
+            self._answer(subject[len(self.answers_at) :], data, headers)
+            return None  # type: ignore[return-value]  # which nats-py takes for "seen to"
         return self.msg_class(
             subject=subject.decode(errors="backslashreplace"),
             reply=reply.decode(errors="backslashreplace"),
@@ -92,6 +101,12 @@ class _Client(Client):
             _client=self,
             _sid=sid,
         )
+
+    def _answer(self, token: bytes, data: bytes, headers: dict[str, str] | None) -> None:
+        try:
+            self.on_answer(token.decode(), data, headers.get("Status", "") if headers else "")
+        except Exception:
+            logger.exception("a confirmation could not be used", extra={"action": "answer_failed"})
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         try:
@@ -130,11 +145,12 @@ class Live:
         self._servers = [part.strip() for part in url.split(",")]
         self._shown, self._name, self._connect_limit = shown, name, connect_limit
         self._inbox = f"_INBOX.{uuid.uuid4().hex}"
-        self.dispatcher = Dispatcher(
+        self.outbound = Outbound(
             inbox=f"{self._inbox}.a.",
             send=self.link.send,
+            write=self.link.write,
             later=lambda seconds, action: asyncio.get_running_loop().call_later(seconds, action),
-            ensure=lambda stream: self.spawn(self._ensure_for_dispatch(stream)),
+            ensure=lambda stream, consumer: self.spawn(self._ensure(stream, consumer)),
             trouble=self.trouble,
         )
         self._declared: dict[tuple[str, str], ConsumerSpec] = {}
@@ -162,38 +178,34 @@ class Live:
     # --- the connection
 
     async def _connect(self) -> _Client:
-        urls = [urlsplit(server) for server in self._servers]
-        user, password = next(((url.username, url.password) for url in urls if url.username), (None, None))
         client = _Client()
-        client.secure_only = any(url.scheme == "tls" for url in urls)
+        client.secure_only = any(urlsplit(server).scheme == "tls" for server in self._servers)
+        connecting = client.connect(
+            servers=self._servers,
+            name=self._name,
+            # Given here too, because servers that were discovered have no user in their URL.
+            **login(self._servers),
+            # Once each, and then Link decides when to try again.
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            connect_timeout=_CONNECT_WAIT,
+            ping_interval=5,
+            max_outstanding_pings=2,
+            error_cb=self._on_error,
+            skip_subject_validation=True,
+        )
         try:
-            await asyncio.wait_for(
-                client.connect(
-                    servers=self._servers,
-                    name=self._name,
-                    # Given here too, because servers that were discovered have no user in their URL.
-                    user=unquote(user) if user and password else None,
-                    password=unquote(password) if password else None,
-                    token=unquote(user) if user and not password else None,
-                    # Once each, and then Link decides when to try again.
-                    allow_reconnect=False,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    connect_timeout=_CONNECT_WAIT,
-                    ping_interval=5,
-                    max_outstanding_pings=2,
-                    error_cb=self._on_error,
-                    skip_subject_validation=True,
-                ),
-                timeout=self._connect_limit,
-            )
+            await asyncio.wait_for(connecting, self._connect_limit)
         except BaseException:
             await client.discard()
             raise
         return client
 
     async def _up(self, client: _Client) -> None:
-        await client.listen(f"{self._inbox}.a.*", self._on_answer)
+        client.answers_at, client.on_answer = f"{self._inbox}.a.".encode(), self.outbound.answered
+        await client.subscribe(f"{self._inbox}.a.*")
+        await client.flush(_REQUEST_WAIT)  # ``write`` overtakes what nats-py has buffered
         self.server = {key: value for key, value in client.info.items() if key in _SHOWN}
         self._refusal = None
         if not client.secure_only:
@@ -201,10 +213,10 @@ class Live:
             self._servers = [*self._servers, *found.difference(self._servers)][:_SERVERS_MOST]
         logger.info("connected to NATS at %s", self._shown, extra={"action": "nats_connected"})
         # The link takes messages once this coroutine is over.
-        asyncio.get_running_loop().call_soon(self.dispatcher.opened, client.max_payload)
+        asyncio.get_running_loop().call_soon(self.outbound.opened, client.max_payload)
 
     def _down(self) -> None:
-        self.dispatcher.closed()
+        self.outbound.closed()
         for pull in self.pulls:
             self.pulls[pull] = None
             pull.lost()
@@ -215,30 +227,25 @@ class Live:
         self._refusal = error if REFUSED.search(str(error)) else None
         if not isinstance(error, nats.errors.NoServersError):  # the reasons were told to _on_error
             self.trouble(f"{type(error).__name__}: {error}")
+        if self._refusal is not None:
+            self.outbound.confirming.give_up(self.trouble.refused())
 
     async def _on_error(self, error: Exception) -> None:
         """nats-py's error callback; it must never raise."""
         text = str(error) or repr(error)
         denied = DENIED.search(text)
+        self.trouble(f"no permission: {denied[1]} to {denied[2]}" if denied else text)
         if denied:
-            text = f"no permission: {denied[1]} to {denied[2]}"
-            self.trouble(text)
-            self.dispatcher.denied(denied[2].lower())
+            self.outbound.denied(denied[2])
             waiting = self._denials.get(denied[2].lower())
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
-        else:
-            self.trouble(text)
-
-    async def _on_answer(self, message: Msg) -> None:
-        status = (message.headers or {}).get("Status", "")
-        self.dispatcher.answered(message.subject[len(self._inbox) + 3 :], message.data, status)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
             try:
-                self.dispatcher.tick()
+                self.outbound.tick()
                 for pull in list(self.pulls):
                     self._tick_pull(pull)
             except Exception:
@@ -266,10 +273,7 @@ class Live:
                 except (nats.errors.Error, BrokerUnavailable) as error:
                     self.trouble(str(error))
             elif self._refusal is not None:
-                raise BrokerPermissionDenied(
-                    f"NATS at {self._shown} refuses the credentials: check user and password in the URL",
-                    url=self._shown,
-                ) from self._refusal
+                raise self.trouble.refused() from self._refusal
             await asyncio.sleep(_RETRY_PAUSE)
         raise Closed("the connection to NATS was closed; build a new bus")
 
@@ -317,11 +321,7 @@ class Live:
             await asyncio.wait([asking, denial], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
             if asking.done():
                 return asking.result()
-            raise BrokerPermissionDenied(
-                f"NATS at {self._shown} does not allow this user to publish to {subject}: grant it",
-                url=self._shown,
-                subject=subject,
-            )
+            raise self.trouble.forbidden(subject)
         finally:
             asking.cancel()
             self._denials.pop(subject.lower(), None)
@@ -339,19 +339,19 @@ class Live:
         for spec in consumers:
             self.spawn(self.declare([spec]))
 
-    async def _ensure_for_dispatch(self, stream: StreamSpec) -> None:
+    async def _ensure(self, stream: StreamSpec, consumer: ConsumerSpec | None) -> None:
         """A wiped server lost its consumers too: those we declared come back before the first message."""
-        lost = [spec for spec in self._declared.values() if spec.stream.name == stream.name]
+        wanted = [spec for spec in self._declared.values() if spec.stream.name == stream.name]
         try:
             await self._converse(administration.ensure_stream(stream))
-            for spec in lost:
+            for spec in [*wanted, *([consumer] if consumer else [])]:
                 await self._converse(administration.ensure_consumer(spec))
         except (nats.errors.Error, EventDrivenError) as error:
-            for_good = isinstance(error, ConfigurationError)
-            self.trouble(str(error))
-            self.dispatcher.stream_failed(stream.name, str(error), for_good=for_good)
+            self.outbound.failed(stream, consumer, error)
         else:
-            self.dispatcher.stream_ready(stream.name)
+            if consumer is not None:
+                self._declared[stream.name, consumer.name] = consumer
+            self.outbound.ready(stream, consumer)
 
     async def _open(self, pull: Pull) -> None:
         client = self.link.session
@@ -395,8 +395,8 @@ class Live:
 
     async def flush(self) -> None:
         """Wait until everything dispatched before is settled, and what stopped pulls held is given back."""
-        mark = self.dispatcher.mark()
-        while any(pull.retiring for pull in self.pulls) or not self.dispatcher.settled_below(mark):
+        mark = self.outbound.dispatcher.mark()
+        while any(pull.retiring for pull in self.pulls) or not self.outbound.dispatcher.settled_below(mark):
             if self.ended and self.link.down_for > _HOPELESS:
                 raise TimeoutError
             await asyncio.sleep(0.005)
@@ -404,6 +404,7 @@ class Live:
     async def end(self, patience: float) -> None:
         """Send what is dispatched, stop pulling, disconnect; waits ``patience`` seconds for the server."""
         self.ended = True
+        self.outbound.confirming.end(Closed("the connection to NATS was closed; build a new bus"))
         for pull in self.pulls:
             pull.stop_now()
         try:

@@ -6,6 +6,8 @@ import logging
 import re
 import time
 
+from eventdriven_sync.errors import BrokerPermissionDenied
+
 logger = logging.getLogger(__name__)
 
 # What the server says when it forbids something, and when it lets nobody in.
@@ -26,6 +28,21 @@ class Trouble:
         self.last = ""
         self._where = where
         self._said: dict[str, float] = {}
+
+    def refused(self) -> BrokerPermissionDenied:
+        """The error for credentials that the server does not take."""
+        return BrokerPermissionDenied(
+            f"NATS at {self._where} refuses the credentials: check user and password in the URL",
+            url=self._where,
+        )
+
+    def forbidden(self, subject: str) -> BrokerPermissionDenied:
+        """The error for a subject that the server keeps from this user."""
+        return BrokerPermissionDenied(
+            f"NATS at {self._where} does not allow this user to publish to {subject}: grant it",
+            url=self._where,
+            subject=subject,
+        )
 
     def __call__(self, text: str) -> None:
         """Remember it, and log it unless its kind was logged a moment ago."""

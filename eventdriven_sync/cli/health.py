@@ -79,6 +79,8 @@ def audit(session: Session, *, since: datetime | None) -> None:
         empty="No handler is registered: there is nothing to compare.",
     )
     session.out.note(f"Durability: {durability}")
+    if result.unrecorded:
+        session.out.note(f"Not recorded yet, and not in these counts: {many(result.unrecorded, 'message')}.")
     if result.ok:
         session.out.line("Every accepted event is accounted for.")
         return

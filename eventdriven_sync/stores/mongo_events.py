@@ -19,7 +19,7 @@ from pymongo.collection import Collection
 from pymongo.errors import AutoReconnect, PyMongoError
 
 from eventdriven_sync.envelope import Envelope, content_hash
-from eventdriven_sync.errors import EventIdReused, PayloadNotSerializable, StoreError
+from eventdriven_sync.errors import EventDrivenError, EventIdReused, PayloadNotSerializable, StoreError
 from eventdriven_sync.outcome import Failure
 from eventdriven_sync.records import Operation
 from eventdriven_sync.store import EventQuery, OperationQuery
@@ -145,6 +145,12 @@ class MongoEvents:
             timeout=timeout,
             event_ids=[event.id for event in prepared],
         )
+
+    def record(self, events: Sequence[Envelope]) -> list[EventDrivenError | None]:
+        """Store events that the broker accepted: per event None, or why it can never be stored."""
+        from eventdriven_sync.stores.mongo_recording import record_events
+
+        return record_events(self._link, events)
 
     def get(self, ids: Sequence[str]) -> dict[str, Envelope]:
         """The events with these ids, as far as they exist."""

@@ -15,6 +15,7 @@ from eventdriven_sync.envelope import Envelope, new_id, utcnow
 from eventdriven_sync.events import event_type_of
 from eventdriven_sync.executor import Attempt, Executor
 from eventdriven_sync.handlers import Handler
+from eventdriven_sync.recording import record
 from eventdriven_sync.records import Delivery
 from eventdriven_sync.settling import Leases, Settler
 from eventdriven_sync.stats import Stats
@@ -57,6 +58,7 @@ class MemoryRun:
         self._bus = bus
         self._arrived: list[Attempt] = []
         self._consuming: set[str] = set()
+        self._recording: dict[str, _Unrecorded] = {}
         self._leases = Leases()
         settings = bus.settings
         self._executor = Executor(
@@ -95,6 +97,7 @@ class MemoryRun:
 
     def envelopes(self, name: str | None = None) -> list[Envelope]:
         """Every accepted event with its metadata, oldest first."""
+        self._record()
         names = (name,) if name else ()
         return self.store.events.find(EventQuery(names=names, oldest_first=True, limit=ALL))
 
@@ -140,7 +143,22 @@ class MemoryRun:
                 arrival = _Arrival(handler, self._arrived)
                 arrival.consumption = self.broker.consume(spec, arrival.deliver, window=ALL)
 
+    def _record(self) -> None:
+        """Store what the broker alone has accepted, as a worker's recorder does."""
+        for spec in self._bus.topology.recorders():
+            if spec.stream.name not in self._recording:
+                arrived = self._recording[spec.stream.name] = _Unrecorded()
+                arrived.consumption = self.broker.consume(spec, arrived.messages.extend, window=ALL)
+        if self._recording:
+            self.broker.pump()
+        for each in self._recording.values():
+            messages, each.messages[:] = list(each.messages), []
+            done, _ = record(self.store, self._bus.codec, self._bus.settings.namespace, messages)
+            if each.consumption is not None:
+                each.consumption.finish(done)
+
     def _step(self) -> int:
+        self._record()
         self.broker.pump()
         attempts, self._arrived[:] = list(self._arrived), []
         attempts += self._claim()
@@ -208,6 +226,12 @@ def memory(bus: EventBus) -> Iterator[MemoryRun]:
     run = MemoryRun(bus)
     with bus.adapters(broker=run.broker, store=run.store):
         yield run
+
+
+class _Unrecorded:
+    def __init__(self) -> None:
+        self.messages: list[Incoming] = []
+        self.consumption: Consumption | None = None
 
 
 class _Arrival:

@@ -4,8 +4,10 @@ import time
 from datetime import timedelta
 from typing import Any
 
+import attrs
 import pytest
 
+from eventdriven_sync.broker import Outgoing
 from eventdriven_sync.errors import BrokerUnavailable, ConsumerConflict, StreamConflict
 from tests.contracts.stages import TIMEOUT, BrokerStage
 from tests.polling import eventually
@@ -112,6 +114,66 @@ def test_a_message_id_is_stored_once_per_stream(wire: BrokerStage) -> None:
     wire.send(wire.message(message_id="same"))
     counts = [state.messages for state in wire.broker.streams(wire.namespace, timeout=TIMEOUT)]
     assert counts == [1, 1]
+
+
+# --- publishing ---------------------------------------------------------------------------------------
+
+
+def publish(wire: BrokerStage, *messages: Outgoing, timeout: float = TIMEOUT) -> list[bytes | None]:
+    """Publish, with a reader of the stream that is there before the first message."""
+    readers = {each.stream.name: wire.consumer("recorder", stream=each.stream) for each in messages}
+    return wire.broker.publish(messages, consumers=list(readers.values()), timeout=timeout)
+
+
+def test_what_is_published_is_in_its_stream_when_the_call_returns(wire: BrokerStage) -> None:
+    messages = [wire.message(), wire.message("Post.published"), wire.message()]
+    assert publish(wire, *messages) == [None] * 3
+    counts = [state.messages for state in wire.broker.streams(wire.namespace, timeout=TIMEOUT)]
+    assert sorted(counts) == [1, 2]
+    [got] = wire.open_inbox(wire.consumer(token="Post")).wait_for(1)
+    assert (got.data, got.headers["Nats-Msg-Id"]) == (messages[1].data, messages[1].message_id)
+
+
+def test_publishing_creates_what_reads_the_stream_before_it_sends(wire: BrokerStage) -> None:
+    publish(wire, wire.message())
+    state = wire.state(wire.consumer("recorder"))
+    assert (state.pending, state.acknowledged) == (1, 0)
+    inbox = wire.open_inbox(wire.consumer("recorder"))
+    inbox.consumption.finish(inbox.wait_for(1))
+    eventually(lambda: wire.state(wire.consumer("recorder")).acknowledged == 1)
+
+
+def test_publishing_under_a_known_id_stores_nothing_and_tells_what_is_there(wire: BrokerStage) -> None:
+    first = wire.message(message_id="same")
+    other = attrs.evolve(first, data=b'{"user_id": "other"}')
+    assert publish(wire, first) == [None]
+    assert publish(wire, wire.message(), other) == [None, first.data]
+    [stream] = wire.broker.streams(wire.namespace, timeout=TIMEOUT)
+    assert stream.messages == 2
+
+
+def test_publishing_an_id_twice_in_one_call_is_one_message(wire: BrokerStage) -> None:
+    first = wire.message(message_id="same")
+    other = attrs.evolve(first, data=b'{"user_id": "other"}')
+    assert publish(wire, first, other) == [None, first.data]
+
+
+def test_publishing_nothing_is_harmless(wire: BrokerStage) -> None:
+    assert wire.broker.publish([], consumers=[], timeout=TIMEOUT) == []
+
+
+def test_publishing_without_a_server_is_unavailable_within_the_deadline(wire: BrokerStage) -> None:
+    broker, began = wire.unreachable(), time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        broker.publish([wire.message()], consumers=[wire.consumer("recorder")], timeout=0.5)
+    assert time.monotonic() - began < 2.0
+    broker.close(timeout=TIMEOUT)
+
+
+def test_publishing_to_a_reader_of_other_settings_is_a_conflict(wire: BrokerStage) -> None:
+    wire.broker.declare([wire.consumer("recorder", ack_wait=7.0)], timeout=TIMEOUT)
+    with pytest.raises(ConsumerConflict):
+        publish(wire, wire.message())
 
 
 def test_the_status_counts_dispatches(wire: BrokerStage) -> None:

@@ -7,7 +7,7 @@ import attrs
 import pytest
 
 from eventdriven_sync.envelope import Envelope, new_id
-from eventdriven_sync.errors import EventIdReused
+from eventdriven_sync.errors import EventIdReused, StoreUnavailable
 from eventdriven_sync.records import Operation
 from eventdriven_sync.store import EventQuery, OperationQuery
 from tests.contracts.samples import Samples
@@ -33,6 +33,43 @@ def test_an_event_twice_in_one_call_is_stored_once(stage: StoreStage, given: Sam
     event = given.event()
     assert stage.store.events.append([event, event], timeout=TIMEOUT) == [False, True]
     assert len(stage.store.events.find(EventQuery(operation_id=given.operation_id))) == 1
+
+
+# --- recording ----------------------------------------------------------------------------------------
+
+
+def test_recorded_events_are_stored_with_everything_they_have(stage: StoreStage, given: Samples) -> None:
+    event = given.full_event()
+    assert stage.store.events.record([event, given.event()]) == [None, None]
+    assert stage.store.events.get([event.id]) == {event.id: event}
+
+
+def test_recording_what_is_stored_changes_nothing_whatever_it_says(stage: StoreStage, given: Samples) -> None:
+    first, fresh = given.event(), given.event()
+    stage.store.events.append([first], timeout=TIMEOUT)
+    other = attrs.evolve(first, data={"user_id": "43"})
+    assert stage.store.events.record([other, fresh, first, fresh]) == [None] * 4
+    assert stage.store.events.get([first.id, fresh.id]) == {first.id: first, fresh.id: fresh}
+
+
+def test_an_appended_event_that_was_recorded_is_a_duplicate(stage: StoreStage, given: Samples) -> None:
+    event = given.event()
+    stage.store.events.record([event])
+    assert stage.store.events.append([event], timeout=TIMEOUT) == [True]
+
+
+def test_recording_nothing_is_harmless(stage: StoreStage) -> None:
+    assert stage.store.events.record([]) == []
+
+
+def test_recording_without_a_server_is_unavailable(stage: StoreStage, given: Samples) -> None:
+    store = stage.unreachable()
+    with pytest.raises(StoreUnavailable):
+        store.events.record([given.event()])
+    store.close()
+
+
+# --- appending, what is refused -----------------------------------------------------------------------
 
 
 def test_appending_nothing_is_harmless(stage: StoreStage) -> None:

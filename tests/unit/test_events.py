@@ -23,6 +23,25 @@ def test_a_plain_class_becomes_a_frozen_attrs_class_with_keywords() -> None:
         Plain("1")
 
 
+@pytest.mark.parametrize("wrong", ["", "nats", "Broker", None, True])
+def test_a_durability_that_is_none_is_refused_with_what_there_is(wrong: Any) -> None:
+    with pytest.raises(InvalidEventType, match=r'give "store" .* or "broker"') as caught:
+        event("Events.durable", durability=wrong)
+    assert (caught.value.field, caught.value.value) == ("durability", wrong)
+
+
+def test_events_are_stored_unless_their_class_says_otherwise() -> None:
+    @event("Events.viewed", durability="broker")
+    class Viewed:
+        number: int
+
+    @event("Events.stored")
+    class Stored:
+        number: int
+
+    assert (event_type_of(Viewed).durability, event_type_of(Stored).durability) == ("broker", "store")
+
+
 def test_an_attrs_class_stays_as_it_is() -> None:
     @attrs.define
     class Own:

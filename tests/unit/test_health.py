@@ -28,7 +28,7 @@ from tests.polling import eventually
 from tests.unit.rig import Gate, Greeted, Renamed, Rig
 
 ADA = Renamed(name="Ada")
-PARTS = ["event store", "broker", "worker threads", "recovery lane", "reconciler", "heartbeat"]
+PARTS = ["event store", "broker", "worker threads", "recovery lane", "recorder", "reconciler", "heartbeat"]
 
 
 @pytest.fixture
@@ -376,6 +376,7 @@ def test_a_loop_that_ended_is_dead(
     worker = start()
     pulse = {
         "recovery lane": worker._recovery.pulse,
+        "recorder": worker._recorder.pulse,
         "reconciler": worker._reconciler.pulse,
         "heartbeat": worker._heartbeat,
     }[name]

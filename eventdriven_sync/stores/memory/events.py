@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import EventIdReused
+from eventdriven_sync.errors import EventDrivenError, EventIdReused
 from eventdriven_sync.records import Operation
 from eventdriven_sync.store import EventQuery, OperationQuery
 from eventdriven_sync.stores.memory.copies import copied
@@ -31,6 +31,14 @@ class MemoryEvents:
         """
         with self._state.open(session) as tables:
             return insert_events(tables.events, events)
+
+    def record(self, events: Sequence[Envelope]) -> list[EventDrivenError | None]:
+        """Store events that the broker accepted, unless their ids are stored already."""
+        with self._state.open() as tables:
+            for event in events:
+                if event.id not in tables.events:
+                    tables.events[event.id] = copied(event)
+        return [None] * len(events)
 
     def get(self, ids: Sequence[str]) -> dict[str, Envelope]:
         """The events with these ids, as far as they exist."""
