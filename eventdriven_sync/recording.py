@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -39,8 +39,9 @@ WINDOW = 3000
 GATHER = 0.02
 # Between two looks for streams that need a recorder, although no class of this process says so.
 LOOK_EVERY = 10.0
-# What waited longer than this for a connection has the time at which the broker got it.
-WAITED = timedelta(seconds=1)
+# What waited longer than this for a connection has the time at which the broker got it. More than clocks
+# should differ, less than the reconciler and the audit allow for.
+WAITED = timedelta(seconds=5)
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
 
 Arrived = tuple[str, list[Incoming]]
@@ -129,8 +130,8 @@ class Recorder:
         self._namespace = namespace
         self._consumers, self._consumer = consumers, consumer
         self._timeout = timeout
-        # Bounded by the windows of the consumptions.
-        self._arrived: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()  # guards _arrived
+        self._arrived: deque[Arrived] = deque()  # bounded by the windows of the consumptions
         self._running: dict[str, Consumption] = {}
         self._specs: dict[str, ConsumerSpec] = {}
         self._looked_at = 0.0
@@ -147,11 +148,12 @@ class Recorder:
         self._stopping.set()
         for consumption in list(self._running.values()):
             consumption.stop()
-        self._arrived.put(None)
+        with self._changed:
+            self._changed.notify_all()
         if self._thread.ident:
             self._thread.join(timeout)
-        while not self._arrived.empty():
-            self._release(self._arrived.get())
+        for stream, messages in self._take(len(self._arrived)):
+            self._running[stream].release(messages)
 
     def unrecorded_since(self) -> datetime | None:
         """When the oldest message was stored that nobody has looked at yet; None if there is none.
@@ -174,6 +176,7 @@ class Recorder:
                 self._record(self._gather())
             except Exception:
                 log.exception("The recorder met an unexpected error and goes on")
+                self._stopping.wait(_LAST_PAUSE)
 
     def _look(self) -> None:
         """Begin with streams that have become known."""
@@ -201,22 +204,30 @@ class Recorder:
 
     def _arrive(self, stream: str, messages: list[Incoming]) -> None:
         """Called on the broker's thread."""
-        self._arrived.put((stream, messages))
+        with self._changed:
+            self._arrived.append((stream, messages))
+            self._changed.notify_all()
 
     def _gather(self) -> list[Arrived]:
         """What has come, as much as one write should carry; waits for the first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._arrived or self._stopping.is_set(), timeout=LOOK_EVERY)
+            if self._arrived:
+                self._changed.wait_for(
+                    lambda: self._waiting >= MAX_BATCH or self._stopping.is_set(), timeout=GATHER
+                )
+        return [] if self._stopping.is_set() else self._take(MAX_BATCH)
+
+    @property
+    def _waiting(self) -> int:
+        return sum(len(messages) for _, messages in self._arrived)
+
+    def _take(self, most: int) -> list[Arrived]:
+        """So many messages, give or take what came with the last of them."""
         batch: list[Arrived] = []
-        count, until = 0, time.monotonic() + LOOK_EVERY
-        while count < MAX_BATCH:
-            try:
-                arrived = self._arrived.get(timeout=max(until - time.monotonic(), 0.0))
-            except queue.Empty:
-                break
-            if arrived is None:
-                break
-            until = time.monotonic() + GATHER if not batch else until
-            batch.append(arrived)
-            count += len(arrived[1])
+        with self._changed:
+            while self._arrived and sum(len(messages) for _, messages in batch) < most:
+                batch.append(self._arrived.popleft())
         return batch
 
     def _record(self, batch: Sequence[Arrived]) -> None:
@@ -240,10 +251,6 @@ class Recorder:
                 self._running[stream].forget(kept)
                 return
             if self._stopping.wait(pause):
-                self._release((stream, messages))
+                self._running[stream].release(messages)
                 return
             pause = min(pause * 2, _LAST_PAUSE)
-
-    def _release(self, arrived: Arrived | None) -> None:
-        if arrived is not None:
-            self._running[arrived[0]].release(arrived[1])

@@ -149,7 +149,7 @@ class Live:
             inbox=f"{self._inbox}.a.",
             send=self.link.send,
             write=self.link.write,
-            later=lambda seconds, action: asyncio.get_running_loop().call_later(seconds, action),
+            later=lambda seconds, step: asyncio.get_running_loop().call_later(seconds, step),
             ensure=lambda stream, consumer: self.spawn(self._ensure(stream, consumer)),
             trouble=self.trouble,
         )

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from eventdriven_sync.doctor import dashboard_checks, durability, mongo_checks, nats_checks, service_checks
+from eventdriven_sync.doctor import (
+    dashboard_checks,
+    durability,
+    mongo_checks,
+    nats_checks,
+    recording_checks,
+    service_checks,
+)
 from eventdriven_sync.doctor.check import CannotCheck, Check
 from eventdriven_sync.doctor.facts import Facts, gather
 
@@ -35,6 +42,8 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Check]], ...] = (
     ("consumer position", nats_checks.consumer_position),
     ("consumer slots", nats_checks.consumer_slots),
     ("consumer progress", nats_checks.consumer_progress),
+    ("recorder", recording_checks.progress),
+    ("unrecorded events", recording_checks.risk),
     ("MongoDB", mongo_checks.reachable),
     ("MongoDB version", mongo_checks.server_version),
     ("MongoDB replica set", mongo_checks.replica_set),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from eventdriven_sync.broker import ConsumerState, StreamState
+from eventdriven_sync.broker import RECORDER, ConsumerState, StreamState
 from eventdriven_sync.brokers.jetstream import check_consumer, check_stream
 from eventdriven_sync.config import redact
 from eventdriven_sync.doctor.check import Check, Unknown, fail, info, known, ok, skip, version, warn
@@ -98,7 +98,7 @@ def rights(facts: Facts) -> Check:
 
 def durability(facts: Facts) -> Check:
     """What a stream survives: the death of the server, or a power loss too."""
-    streams = _streams(facts)
+    streams = streams_of_ours(facts)
     unsafe = [s.name for s in streams if s.config.get("storage") != "file"]
     unsafe += [s.name for s in streams if s.config.get("persist_mode") == "async"]
     if unsafe:
@@ -112,8 +112,8 @@ def durability(facts: Facts) -> Check:
             "give the doctor the monitoring URL; if NATS does not, a power loss costs it up to 2 minutes of "
             "messages, and the reconciler brings them from the event store",
         )
-    fewest = min((_replicas(s) for s in streams), default=facts.settings.stream_replicas)
-    if _syncs_always(facts.monitoring):
+    fewest = min((replicas_of(s) for s in streams), default=facts.settings.stream_replicas)
+    if syncs_always(facts.monitoring):
         return ok(f"power-safe: every message is synced to the disk, {fewest} replica(s)")
     return info(
         f"crash-safe: {fewest} replica(s), synced to the disk now and then; after a power loss the "
@@ -125,30 +125,30 @@ def durability(facts: Facts) -> Check:
 def replicas(facts: Facts) -> Check:
     """Two replicas are no better than one."""
     apart = [
-        f"{consumer.name} ({own}, its stream {_replicas(stream)})"
-        for stream in _streams(facts)
+        f"{consumer.name} ({own}, its stream {replicas_of(stream)})"
+        for stream in streams_of_ours(facts)
         for consumer in stream.consumers
         # 0 is as many as its stream has.
-        if (own := _number(consumer.config.get("num_replicas"))) not in (0, _replicas(stream))
+        if (own := _number(consumer.config.get("num_replicas"))) not in (0, replicas_of(stream))
     ]
     if apart:
         return warn(
             f"consumers with other replicas than their stream: {', '.join(apart)}",
             "delete the consumer: it is created anew with as many as its stream has",
         )
-    double = [stream.name for stream in _streams(facts) if _replicas(stream) == 2]
+    double = [stream.name for stream in streams_of_ours(facts) if replicas_of(stream) == 2]
     if double:
         return warn(
             f"{', '.join(double)} have 2 replicas: if one of them is away, nothing can be written",
             "use 1 or 3 replicas",
         )
-    return ok(", ".join(f"{s.name}: {_replicas(s)}" for s in _streams(facts)) or "no streams yet")
+    return ok(", ".join(f"{s.name}: {replicas_of(s)}" for s in streams_of_ours(facts)) or "no streams yet")
 
 
 def stream_settings(facts: Facts) -> Check:
     """Every stream of the namespace is as this bus wants it."""
     prefix = f"{facts.settings.namespace}_"
-    streams = _streams(facts)
+    streams = streams_of_ours(facts)
     for stream in streams:
         spec = facts.stream_spec(stream.name.removeprefix(prefix))
         try:
@@ -160,7 +160,7 @@ def stream_settings(facts: Facts) -> Check:
 
 def consumer_settings(facts: Facts) -> Check:
     """Every consumer of this bus's handlers is as it should be."""
-    found = {(c.stream, c.name): c for c in _consumers(_streams(facts))}
+    found = {(c.stream, c.name): c for c in _consumers(streams_of_ours(facts))}
     missing = [s.name for s in facts.consumers if (s.stream.name, s.name) not in found]
     for spec in facts.consumers:
         state = found.get((spec.stream.name, spec.name))
@@ -181,7 +181,7 @@ def consumer_position(facts: Facts) -> Check:
     """No consumer has delivered more than its stream still knows: it would be silent until that grew."""
     ahead = [
         f"{consumer.name} ({consumer.delivered:,} of {stream.last_sequence:,})"
-        for stream in _streams(facts)
+        for stream in streams_of_ours(facts)
         for consumer in stream.consumers
         if consumer.delivered > stream.last_sequence
     ]
@@ -198,7 +198,7 @@ def consumer_slots(facts: Facts) -> Check:
     threads = sum(worker.threads for worker in known(facts.workers))
     narrow = [
         f"{c.name} ({c.config['max_ack_pending']})"
-        for c in _consumers(_streams(facts))
+        for c in _consumers(streams_of_ours(facts))
         if 0 < _number(c.config.get("max_ack_pending")) < 2 * threads
     ]
     if narrow:
@@ -211,8 +211,9 @@ def consumer_slots(facts: Facts) -> Check:
 
 def consumer_progress(facts: Facts) -> Check:
     """What waits in a consumer is moving."""
-    before = {(c.stream, c.name): c for c in _consumers(_streams(facts))}
+    before = {(c.stream, c.name): c for c in _consumers(streams_of_ours(facts))}
     served = {name.replace(".", "__") for worker in known(facts.workers) for name in worker.handlers}
+    served |= {RECORDER} if known(facts.workers) else set()  # every worker records
     # Of those there is a check of its own.
     paused = {record.name.replace(".", "__") for record in known(facts.handlers) if record.paused}
     verdicts = [
@@ -272,7 +273,8 @@ def _server(facts: Facts) -> Mapping[str, Any]:
     return server
 
 
-def _streams(facts: Facts) -> list[StreamState]:
+def streams_of_ours(facts: Facts) -> list[StreamState]:
+    """The streams of the namespace; the check is left out where there is no server."""
     _server(facts)
     return known(facts.streams)
 
@@ -281,7 +283,8 @@ def _consumers(streams: list[StreamState]) -> Iterator[ConsumerState]:
     return (consumer for stream in streams for consumer in stream.consumers)
 
 
-def _replicas(stream: StreamState) -> int:
+def replicas_of(stream: StreamState) -> int:
+    """How many servers keep its messages."""
     return _number(stream.config.get("num_replicas", 1))
 
 
@@ -289,7 +292,7 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _syncs_always(monitoring: Mapping[str, Any]) -> bool:
+def syncs_always(monitoring: Mapping[str, Any]) -> bool:
     """The field is absent when it is off; the interval shows 2 minutes either way."""
     config = (monitoring.get("jetstream") or {}).get("config") or {}
     return config.get("sync_always") is True

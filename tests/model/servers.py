@@ -207,6 +207,11 @@ class FaultyBroker:
             raise BrokerUnavailable("simulated: no answer")
         return state
 
+    def streams(self, prefix: str, *, timeout: float) -> Any:
+        found = self._broker.streams(prefix, timeout=timeout)
+        self._node.pause()
+        return found
+
     def status(self) -> Any:
         return self._broker.status()
 

@@ -27,6 +27,7 @@ from eventdriven_sync import (
     operations,
     pool,
     reconciler,
+    recording,
     recovery,
     settling,
     stats,
@@ -338,8 +339,11 @@ def installed(loop: Loop) -> Iterator[None]:
     """The library runs in this loop and its time inside the block. Its log is silent."""
     threads, clock = _threads(loop), _time(loop)
     changes: list[tuple[Any, str, Any]] = [
-        *((module, "threading", threads) for module in (lanes, pool, reconciler, recovery, settling, worker)),
-        *((module, "time", clock) for module in (executor, lanes, memory_store, pool, recovery)),
+        *(
+            (module, "threading", threads)
+            for module in (lanes, pool, reconciler, recording, recovery, settling, worker)
+        ),
+        *((module, "time", clock) for module in (executor, lanes, memory_store, pool, recording, recovery)),
         *((module, "utcnow", loop.clock) for module in (envelope, executor, operations, worker)),
         # Neither has a state; together they would take half of the time of a run.
         (bus, "Codec", lambda **_: _CODEC),

@@ -12,7 +12,7 @@ import pytest
 from werkzeug.debug import DebuggedApplication
 from werkzeug.serving import make_server
 
-from eventdriven_sync.broker import ConsumerSpec, ConsumerState, StreamSpec, StreamState
+from eventdriven_sync.broker import RECORDER, ConsumerSpec, ConsumerState, StreamSpec, StreamState
 from eventdriven_sync.brokers.jetstream import consumer_config, stream_config
 from eventdriven_sync.brokers.memory import MemoryBroker
 from eventdriven_sync.bus import EventBus
@@ -186,6 +186,10 @@ def test_a_healthy_patient_has_nothing() -> None:
 
 waits = consumer(pending=7, ack_pending=3)
 lonely = worker(handlers=("Other.handler",))
+recorder = consumer(name=RECORDER)
+unrecorded = attrs.evolve(recorder, pending=4, ack_pending=3, oldest_at=NOW - timedelta(seconds=61))
+UNSEEN = {"monitoring": Unknown("no URL", skipped=True)}
+SLOWLY_SYNCED = {"monitoring": {"jetstream": {"config": {"sync_interval": 120 * 10**9}}}}
 
 ILL: list[tuple[str, dict[str, Any], str, str]] = [
     ("NATS", {"nats_error": "NATS at x did not answer within 5 s"}, "fail", "did not answer"),
@@ -271,6 +275,22 @@ ILL: list[tuple[str, dict[str, Any], str, str]] = [
         "3 are in the hands of workers",
     ),
     ("consumer progress", both(stream(waits), stream(attrs.evolve(waits, pending=9))), "warn", "not fewer"),
+    ("consumer progress", both(stream(unrecorded)) | {"workers": []}, "warn", "no worker runs"),
+    ("recorder", {"streams": [stream(unrecorded)]}, "warn", "7 messages of blog_User are not recorded"),
+    ("recorder", {"streams": [stream(unrecorded)], "workers": []}, "warn", "the oldest for 61 s"),
+    (
+        "unrecorded events",
+        {"streams": [stream(consumer(), recorder)]} | SLOWLY_SYNCED,
+        "warn",
+        "a power loss costs up to 2 minutes of such events",
+    ),
+    (
+        "unrecorded events",
+        {"streams": [stream(consumer(), recorder, num_replicas=3)]} | SLOWLY_SYNCED,
+        "info",
+        "a power loss of all of them at once",
+    ),
+    ("unrecorded events", {"streams": [stream(recorder)]} | UNSEEN, "info", "unknown whether NATS syncs"),
     ("MongoDB", {"mongo_error": "MongoDB could not be reached"}, "fail", "could not be reached"),
     ("MongoDB version", mongo(version="4.4.29"), "fail", "too old"),
     ("MongoDB version", mongo(feature_version="4.4"), "fail", "feature compatibility version 4.4"),
@@ -374,13 +394,21 @@ def test_a_fault_is_found(name: str, changes: dict[str, Any], level: str, said: 
     assert found.cure or level == "info"
 
 
+def test_a_recorder_is_served_by_every_worker_and_power_safe_where_nats_is() -> None:
+    assert (
+        judged("consumer progress", **both(stream(unrecorded), stream(recorder)), workers=[lonely]).level
+        == "ok"
+    )
+    assert judged("recorder", streams=[stream(recorder)]).finding == "up to date: 1"
+    found = judged("unrecorded events", streams=[stream(recorder)])
+    assert (found.level, "power-safe, 1 replica(s)" in found.finding) == ("ok", True)
+
+
 def test_what_waits_for_a_paused_handler_is_not_stuck() -> None:
     paused = {"handlers": [attrs.evolve(RECORD, paused=PAUSE)]}
     assert judged("consumer progress", **both(stream(waits)), **paused).level == "ok"
 
 
-UNSEEN = {"monitoring": Unknown("no URL", skipped=True)}
-SLOWLY_SYNCED = {"monitoring": {"jetstream": {"config": {"sync_interval": 120 * 10**9}}}}
 ALL_OF_IT = (
     "accepted events: power-safe, 3 copies (MongoDB: replica set rs0, a write carried w: majority, j: true); "
     "messages: power-safe (NATS: file storage, 1 replica, sync_interval always)"
