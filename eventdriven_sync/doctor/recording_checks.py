@@ -27,8 +27,8 @@ def risk(facts: Facts) -> Check:
         return ok(f"{held}: power-safe, {fewest} replica(s)")
     if fewest > 1:
         return info(
-            f"{held}: {fewest} replicas, synced to the disk now and then; a power loss of all of them at once "
-            "costs such events",
+            f"{held}: {fewest} replicas, synced to the disk now and then; a power loss of all of them at "
+            "once costs such events",
             "run the replicas in places that do not lose power together",
         )
     return warn(
