@@ -35,8 +35,7 @@ from eventdriven_sync.errors import BrokerUnavailable, Closed, ConfigurationErro
 logger = logging.getLogger(__name__)
 _CONNECT_WAIT = _REQUEST_WAIT = _HOPELESS = 2
 _TICK = _RETRY_PAUSE = 0.1
-_SERVERS_MOST = 30
-_ENOUGH = 1024 * 1024
+_SERVERS_MOST, _ENOUGH = 30, 1024 * 1024
 _SHOWN = ("version", "server_name", "jetstream", "max_payload", "auth_required", "tls_required")
 
 T = TypeVar("T")
