@@ -34,6 +34,7 @@ from tests.apps.witness import Witness
 
 EVENTS = 12
 FIRST, SEVENTH, LAST = 1, 7, EVENTS
+BATCH = 4
 # So long that each outcome is recorded for itself.
 WORK = 0.02
 # A commit does not know its events, and redelivered ones come in any order.
@@ -45,7 +46,8 @@ class Case:
     """One boundary and one event of twelve.
 
     Attributes:
-        how: the process's part: ``worker``, ``transactional``, ``publisher``, ``session``, ``reconciler``.
+        how: the process's part: ``worker``, ``batch``, ``transactional``, ``publisher``, ``session``,
+            ``reconciler``.
     """
 
     how: str
@@ -115,11 +117,21 @@ def build(bus: EventBus, witness: Witness, case: Case) -> None:
         books.insert_one({"case": case.number, "number": event.number}, session=session)
         handle(event)
 
+    def handle_all(batch: Any) -> None:
+        for each in batch.events:
+            witness.note("start", case=case.number, number=each.number)
+        for each in batch.events:
+            # Another batch may hold the event the second time: its place in this one is no name.
+            group.publish(followed(number=each.number), idempotency_key=f"{case.name} {each.number}")
+            witness.note("end", case=case.number, number=each.number)
+
     def follow(event: Any) -> None:
         witness.note("follow", case=case.number, number=event.number)
 
     if case.how == "transactional":
         group.handler(begun, name="handle", retry=QUICK, transactional=True)(book)
+    elif case.how == "batch":
+        group.batch_handler(begun, name="handle", retry=QUICK, max_size=BATCH, max_wait=0.1)(handle_all)
     else:
         group.handler(begun, name="handle", retry=QUICK, start=start)(handle)
     group.handler(followed, name="follow", retry=QUICK)(follow)

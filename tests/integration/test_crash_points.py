@@ -37,7 +37,7 @@ from tests.apps.crash_points import (
     BEFORE_STORE,
     BEFORE_WATERMARK,
 )
-from tests.apps.crashing import EVENTS, FIRST, LAST, SEVENTH, Case
+from tests.apps.crashing import BATCH, EVENTS, FIRST, LAST, SEVENTH, Case
 from tests.apps.site import Site, conserved
 from tests.polling import eventually
 
@@ -185,6 +185,24 @@ def test_a_worker_killed_after_recording_runs_nothing_again(led: Site) -> None:
         run.check_end(case, audited)
         assert sorted(run.numbers("start", case)) == ALL, case
         assert (run.delivery(case).attempts, run.delivery(case).lost) == (1, 0), case
+
+
+def test_a_worker_killed_around_the_outcomes_of_a_batch_runs_all_of_that_batch_again_or_nothing(
+    led: Site,
+) -> None:
+    run = Run(led, cases("batch", BEFORE_SETTLE, BEFORE_OUTCOME, BEFORE_ACK))
+    publish(run)
+    run.crash()
+    unrecorded = {}
+    for case in run.cases:
+        left = [n for n in run.numbers("end", case) if n not in run.states(case)]
+        assert len(left) <= BATCH, case
+        assert (case.nth in left) == (case.place != BEFORE_ACK), case
+        unrecorded[case.number] = left
+    audited = run.heal()
+    for case in run.cases:
+        run.check_end(case, audited)
+        assert Counter(run.numbers("start", case)) == Counter(ALL + unrecorded[case.number]), case
 
 
 def test_a_worker_killed_while_it_counts_the_start_of_a_redelivered_event_leaves_it_to_another(
