@@ -18,7 +18,7 @@ from pymongo import monitoring
 from tenacity import stop_after_attempt, wait_none
 
 import eventdriven_sync
-from eventdriven_sync import Discard, EventBus, Reject, RetryPolicy, Settings, Worker
+from eventdriven_sync import Discard, EventBus, Reject, RetryPolicy, Settings, Worker, event
 from eventdriven_sync.brokers.memory import MemoryBroker
 from eventdriven_sync.counting import HOUR
 from eventdriven_sync.dashboard.accounts import Accounts, SignInRefused, session_id
@@ -188,6 +188,14 @@ def use_everything(bus: EventBus) -> None:
 # --- what is done -------------------------------------------------------------------------------------
 
 
+@event("WirePage.viewed", durability="broker")
+@attrs.frozen(kw_only=True)
+class PageViewed:
+    """Accepted by NATS alone: the worker's recorder stores it."""
+
+    page: int
+
+
 class Shop:
     """Handlers of every kind, which fail as long as they are told to."""
 
@@ -245,6 +253,8 @@ def handle_everything(bus: EventBus) -> None:
         bus.publish_many([OrderPlaced(number=n) for n in range(4, 9)])
     with pytest.raises(InvalidOption), bus.transaction():
         bus.publish(OrderPlaced(number=99), timeout=-1)
+    bus.publish_many([PageViewed(page=n) for n in range(3)])
+    eventually(lambda: bus.store.events.count(["WirePage.viewed"], since=None) == 3, timeout=30)
     # What NATS never had the reconciler brings.
     with EventBus(settings=bus.settings, broker=MemoryBroker(), store=bus.store) as deaf:
         deaf.publish_many([OrderPlaced(number=n) for n in range(9, 12)])
@@ -365,6 +375,12 @@ def test_a_transaction_is_committed_with_majority_and_journal_and_its_writes_lea
 
 def _transaction(sent: Sent) -> tuple[Any, Any]:
     return sent.command["lsid"]["id"], sent.command["txnNumber"]
+
+
+def test_what_the_recorder_stores_is_among_them(wire: Wire) -> None:
+    recorded = Place("stores/mongo_recording.py", "record_events", "insert")
+    found = [sent for sent in wire.sent if sent.is_of(recorded)]
+    assert sum(len(sent.command["documents"]) for sent in found) >= 3
 
 
 def test_no_write_of_the_source_was_left_out(wire: Wire) -> None:
