@@ -29,6 +29,8 @@ AFTER_COMMIT = "after commit"
 BEFORE_BRINGING = "before bringing"
 AFTER_BRINGING = "after bringing"
 BEFORE_WATERMARK = "before the watermark"
+BEFORE_RECORDING = "before recording"
+AFTER_RECORDING = "after recording"
 
 
 @attrs.define
@@ -118,6 +120,16 @@ class _CrashingEvents(_Wrapper):
         self._point.pass_by(BEFORE_STORE, [event.id for event in events])
         stored: list[bool] = self._inner.append(events, **options)
         return stored
+
+    def record(self, events: Sequence[Any]) -> list[Any]:
+        return [told for event in events for told in self._record(event)]
+
+    def _record(self, event: Any) -> list[Any]:
+        """One by one, so that each event has a boundary of its own."""
+        self._point.pass_by(BEFORE_RECORDING, [event.id])
+        told: list[Any] = self._inner.record([event])
+        self._point.pass_by(AFTER_RECORDING, [event.id])
+        return told
 
 
 class _CrashingDirectory(_Wrapper):

@@ -18,6 +18,8 @@ import attrs
 from pymongo import monitoring
 
 from eventdriven_sync import EventBus, Settings, Worker, event, reconciler
+from eventdriven_sync.confirmed import recorder_of
+from eventdriven_sync.events import Durability
 from tests.apps.crash_points import (
     AFTER_COMMIT,
     AFTER_START,
@@ -47,7 +49,7 @@ class Case:
 
     Attributes:
         how: the process's part: ``worker``, ``batch``, ``transactional``, ``publisher``, ``session``,
-            ``reconciler``.
+            ``reconciler``, ``recorder``.
     """
 
     how: str
@@ -79,7 +81,12 @@ class Case:
         return f"{self.handler}:{self.event_id(number)}"
 
     def begun(self, number: int) -> Any:
-        return _kind(f"{self.name}.begun")(number=number)
+        return self.kind(number=number)
+
+    @property
+    def kind(self) -> type:
+        """The class of its events."""
+        return _kind(f"{self.name}.begun", "broker" if self.how == "recorder" else "store")
 
     def publish(self, bus: EventBus) -> None:
         """All twelve."""
@@ -87,8 +94,8 @@ class Case:
 
 
 @functools.cache
-def _kind(name: str) -> type:
-    return event(name)(
+def _kind(name: str, durability: Durability = "store") -> type:
+    return event(name, durability=durability)(
         attrs.make_class(name.replace(".", "_"), {"number": attrs.field(type=int)}, frozen=True)
     )
 
@@ -104,7 +111,7 @@ def build(bus: EventBus, witness: Witness, case: Case) -> None:
     """The handlers of one case."""
     group = bus.group(case.name)
     start = "all" if case.how == "reconciler" else "new"
-    begun, followed = _kind(f"{case.name}.begun"), _kind(f"{case.name}.followed")
+    begun, followed = case.kind, _kind(f"{case.name}.followed")
 
     def handle(event: Any) -> None:
         witness.note("start", case=case.number, number=event.number)
@@ -181,6 +188,7 @@ def run(case: Case, settings: Settings, witness_path: Path, log: Path) -> None:
         "publisher": publish_one_by_one,
         "session": publish_in_transactions,
         "reconciler": reconcile,
+        "recorder": record,
     }
     roles.get(case.how, work)(bus, witness, case)
 
@@ -216,3 +224,11 @@ def reconcile(bus: EventBus, witness: Witness, case: Case) -> None:
     while True:
         leader.round()
         threading.Event().wait(0.05)
+
+
+def record(bus: EventBus, witness: Witness, case: Case) -> None:
+    """A recorder and nothing else."""
+    build(bus, witness, case)
+    bus.open()
+    recorder_of(bus).start()
+    threading.Event().wait()

@@ -26,12 +26,14 @@ from tests.apps.crash_points import (
     AFTER_CLAIM,
     AFTER_COMMIT,
     AFTER_DISPATCH,
+    AFTER_RECORDING,
     AFTER_START,
     BEFORE_ACK,
     BEFORE_BRINGING,
     BEFORE_COMMIT,
     BEFORE_DISPATCH,
     BEFORE_OUTCOME,
+    BEFORE_RECORDING,
     BEFORE_SETTLE,
     BEFORE_START,
     BEFORE_STORE,
@@ -313,6 +315,24 @@ def end_transactions(client: pymongo.MongoClient[Any]) -> None:
     left = [{"lsid": each["lsid"]} for each in client.admin.aggregate(stages)]
     if left:
         client.admin.command("killAllSessionsByPattern", left)
+
+
+# --- the recorder -------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_recorder_had_in_hand_is_recorded_once_by_the_next(site: Site) -> None:
+    run = Run(site, cases("recorder", BEFORE_RECORDING, AFTER_RECORDING))
+    # One after the other: each recorder reads the streams of all.
+    for case in run.cases:
+        case.publish(run.bus)
+        run.crash([case])
+        assert run.stored(case) == ALL[: case.nth - (case.place == BEFORE_RECORDING)], case
+    site.worker(run.bus, threads=8)
+    eventually(lambda: [run.stored(case) for case in run.cases] == [ALL] * len(run.cases), timeout=60)
+    audited = run.heal()
+    for case in run.cases:
+        run.check_end(case, audited)
+        assert sorted(run.numbers("start", case)) == ALL, case
 
 
 # --- what is there before -----------------------------------------------------------------------------
