@@ -95,11 +95,20 @@ def work(journal: Journal, load: Load, handler: str, asked: WorkAsked) -> None:
 
 
 def build(bus: EventBus, journal: Journal, load: Load) -> None:
-    """Two handlers of each event: one whose effect commits with its success, and an ordinary one."""
-    database = parse_uri(bus.settings.mongo)["database"]
-    ledger, mail = bus.group("Ledger"), bus.group("Mail")
+    """Two handlers of each event: one whose effect commits with its success, and an ordinary one.
 
-    @ledger.handler(WorkAsked, transactional=True, retry=load.retry())
+    Those that ``load.handlers`` names.
+    """
+    if TRANSACTIONAL in load.handlers:
+        _build_ledger(bus, journal, load)
+    if PLAIN in load.handlers:
+        _build_mail(bus, journal, load)
+
+
+def _build_ledger(bus: EventBus, journal: Journal, load: Load) -> None:
+    database = parse_uri(bus.settings.mongo)["database"]
+
+    @bus.group("Ledger").handler(WorkAsked, transactional=True, retry=load.retry())
     def book(asked: WorkAsked, session: Any) -> None:
         session.client[database][EFFECTS].update_one(
             {"_id": event_id(asked.number)}, {"$inc": {"times": 1}}, upsert=True, session=session
@@ -107,7 +116,9 @@ def build(bus: EventBus, journal: Journal, load: Load) -> None:
         work(journal, load, TRANSACTIONAL, asked)
         journal.note("done", handler=TRANSACTIONAL, id=event_id(asked.number))
 
-    @mail.handler(WorkAsked, retry=load.retry())
+
+def _build_mail(bus: EventBus, journal: Journal, load: Load) -> None:
+    @bus.group("Mail").handler(WorkAsked, retry=load.retry())
     def send(asked: WorkAsked) -> None:
         work(journal, load, PLAIN, asked)
         journal.note("done", handler=PLAIN, id=event_id(asked.number))
