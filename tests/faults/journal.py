@@ -36,7 +36,7 @@ class Journal:
         marks = [_mark(kind) for kind in kinds] or [b""]
         with self.path.open("rb") as lines:
             for line in lines:
-                # The last one may still be being written. Millions of lines are not decoded to be thrown away.
+                # The last one may still be being written; millions are not decoded to be thrown away.
                 if line.endswith(b"\n") and any(mark in line for mark in marks):
                     yield json.loads(line)
 
