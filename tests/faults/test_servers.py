@@ -1,24 +1,37 @@
 """Servers that are killed with -9 again and again while events come."""
 
-import pytest
-
+from tests.faults.checker import Verdict
 from tests.faults.conftest import RowFactory, StageFactory
+from tests.faults.results import Row
+from tests.faults.scene import Scene
 from tests.faults.sizes import Size, sizes
 
 
-@pytest.mark.parametrize("sync_always", [True, False], ids=["sync_always", "default_sync"])
 @sizes(quick=(3, 2.0), full=(20, 2.0), rate=60)
-def test_a_killed_nats_server_loses_nothing(
-    stage: StageFactory, row: RowFactory, size: Size, sync_always: bool
+def test_a_killed_nats_server_loses_nothing(stage: StageFactory, row: RowFactory, size: Size) -> None:
+    verdict = kill_nats(stage(load=size.load, sync_always=True), size)
+    judge_nats(row("F2", f"kill -9 nats-server x{size.count} (R1, sync always)"), verdict, size)
+
+
+@sizes(quick=None, full=(20, 2.0), rate=60)
+def test_a_killed_nats_server_that_syncs_now_and_then_loses_nothing(
+    stage: StageFactory, row: RowFactory, size: Size
 ) -> None:
-    with stage(load=size.load, sync_always=sync_always) as scene:
+    verdict = kill_nats(stage(load=size.load), size)
+    judge_nats(row("F3", f"kill -9 nats-server x{size.count} (R1, default sync)"), verdict, size)
+
+
+def kill_nats(scene: Scene, size: Size) -> Verdict:
+    with scene:
         scene.begin()
         for _ in scene.beats(size.count, after=size.every):
             scene.cluster.nats[0].kill()
             scene.cluster.nats[0].start()
-        verdict = scene.finish(within=240)
-    name, sync = ("F2", "sync always") if sync_always else ("F3", "default sync")
-    row(name, f"kill -9 nats-server x{size.count} (R1, {sync})").judge(
+        return scene.finish(within=240)
+
+
+def judge_nats(row: Row, verdict: Verdict, size: Size) -> None:
+    row.judge(
         verdict,
         dup_starts=(verdict.dup_starts, size.count * size.load.threads),
         drain=(verdict.drain, 60),

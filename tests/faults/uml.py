@@ -77,7 +77,7 @@ class Guest:
                 f"init={init}",
                 "panic=-1",
             ),
-            *("con=null", "con0=null,fd:1", f"vec0:transport=tap,ifname={self._tap},depth=128"),
+            *("con=null", "con0=null,fd:1", f"vec0:transport=tap,ifname={self._tap},depth=128,gro=1"),
         ]
 
     def remove(self) -> None:
