@@ -30,10 +30,10 @@ def message_ids(url: str, stream: str) -> list[str]:
     async def read() -> list[str]:
         client = await nats.connect(url)
         try:
-            jetstream = client.jetstream()
+            jetstream = client.jetstream(timeout=30)
             total = (await jetstream.stream_info(stream)).state.messages
             messages = await jetstream.subscribe(">", stream=stream, ordered_consumer=True)
-            found = [await messages.next_msg(timeout=10) for _ in range(total)]
+            found = [await messages.next_msg(timeout=30) for _ in range(total)]
         finally:
             await client.close()
         return [(message.headers or {}).get("Nats-Msg-Id", "") for message in found]

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from eventdriven_sync.devserver import NatsServer
 from tests.faults.cluster import SetMongod
 
 KERNEL = "linux.uml"
+SHELF = Path("/dev/shm")
 DISK_MIB = 768
 BOOT_TIMEOUT = 90.0
 
@@ -54,7 +56,9 @@ class Guest:
         self._tap = f"uml{random.randrange(16**6):06x}"
         network = f"10.{random.randint(200, 250)}.{random.randint(1, 250)}"
         self.address = f"{network}.2"
-        self._disk = directory / "disk.img"
+        # In the memory of the host, which outlives the guest as a disk would, and syncs without waiting.
+        self._shelf = tempfile.TemporaryDirectory(prefix="guest-", dir=SHELF)
+        self._disk = Path(self._shelf.name, "disk.img")
         with self._disk.open("wb") as disk:
             disk.truncate(DISK_MIB * 1024 * 1024)
         _run("mkfs.ext4", "-q", "-F", str(self._disk))
@@ -81,7 +85,8 @@ class Guest:
         ]
 
     def remove(self) -> None:
-        """Take its network away."""
+        """Take its network and its disk away."""
+        self._shelf.cleanup()
         _run("ip", "link", "del", self._tap)
 
 
