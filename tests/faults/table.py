@@ -1,6 +1,7 @@
-"""Makes docs/reliability.md of the lines that the rows wrote: ``python -m tests.faults.table RESULTS...``.
+"""Makes docs/reliability.md of the lines that the rows wrote: ``python -m tests.faults.table NEW...``.
 
-Of several lines of one row, fault and seed the last one counts, so a row can be run again by itself.
+New lines take the place of the kept ones of the same row and fault, so a row can be run again by itself.
+What is kept is in reliability.jsonl beside this module.
 """
 
 import json
@@ -11,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+KEPT = Path(__file__).with_name("reliability.jsonl")
 TEMPLATE = Path(__file__).with_name("reliability.template.md")
 COLUMNS = ("row", "fault", "events", "lost", "effects twice", "starts twice", "bounds", "seed")
 Line = Mapping[str, Any]
 
 
 def main(files: Sequence[str]) -> int:
-    lines = latest(line for file in files for line in read(Path(file)))
+    lines = latest(line for file in [KEPT, *map(Path, files)] for line in read(file))
+    KEPT.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     PAGE.write_text(page(lines, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 
 def read(file: Path) -> list[Line]:
-    """The lines of one run."""
+    """The lines of one run; none if there is no such file yet."""
+    if not file.exists():
+        return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
