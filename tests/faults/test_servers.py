@@ -7,13 +7,13 @@ from tests.faults.scene import Scene
 from tests.faults.sizes import Size, sizes
 
 
-@sizes(quick=(3, 2.0), full=(20, 2.0), rate=60)
+@sizes(quick=(3, 2.0), full=(20, 2.0), rate=30)
 def test_a_killed_nats_server_loses_nothing(stage: StageFactory, row: RowFactory, size: Size) -> None:
     verdict = kill_nats(stage(load=size.load, sync_always=True), size)
     judge_nats(row("F2", f"kill -9 nats-server x{size.count} (R1, sync always)"), verdict, size)
 
 
-@sizes(quick=None, full=(20, 2.0), rate=60)
+@sizes(quick=None, full=(20, 2.0), rate=30)
 def test_a_killed_nats_server_that_syncs_now_and_then_loses_nothing(
     stage: StageFactory, row: RowFactory, size: Size
 ) -> None:
