@@ -32,7 +32,7 @@ def sizes(
         seconds = 3 + count * (1.2 * every + takes)
         return Size(load=Load(events=round(rate * seconds), rate=rate, **load), count=count, every=every)
 
-    found = [pytest.param(size(*quick), id="quick")] if quick else []
-    marks = [pytest.mark.faults, pytest.mark.timeout(PATIENCE)]
-    found.append(pytest.param(size(*full), id="full", marks=marks))
+    patient = pytest.mark.timeout(PATIENCE)
+    found = [pytest.param(size(*quick), id="quick", marks=patient)] if quick else []
+    found.append(pytest.param(size(*full), id="full", marks=[pytest.mark.faults, patient]))
     return pytest.mark.parametrize("size", found)
