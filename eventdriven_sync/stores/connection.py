@@ -45,6 +45,8 @@ MAX_MESSAGE = 16 * 1024 * 1024
 _OVERDUE = 5.0
 # Between two tries of a write, where the driver itself did not wait for a server.
 _PAUSE = 0.05
+# Who has no more left than this gives up with the writer: a try of its own would end late.
+_HOPELESS = 0.5
 # The driver looks at its deadline every 0.5 s while it waits for a server: it gets a little less time.
 _MARGIN = 0.25
 _WRITES = frozenset({"insert", "update", "delete", "findAndModify", "commitTransaction"})
@@ -131,7 +133,7 @@ class GroupCommit(Generic[Item, Result]):
         except Unanswered as error:
             for member in batch:
                 member.sent = member.sent or error.sent
-                if member is ticket or member.deadline <= time.monotonic():
+                if member is ticket or member.deadline <= time.monotonic() + _HOPELESS:
                     member.results = Unanswered(sent=member.sent, cause=error.cause)
         except Exception as error:
             for member in batch:

@@ -248,6 +248,24 @@ def test_when_the_writers_time_is_over_those_with_time_left_go_on(callers: Calle
     assert server.writes == [["a"], ["b", "c"], ["c"]]
 
 
+def test_who_has_hardly_time_left_when_a_writer_gives_up_does_not_try_by_itself(
+    callers: Callers, server: Server
+) -> None:
+    go = server.hold(0)
+    callers.writing("a")
+    writer, hurried = callers.queued("b"), callers.queued("c", timeout=0.4)
+
+    def unanswered(batch: object) -> Any:
+        raise Unanswered(sent=True)
+
+    server.answers[1] = server.answers[2] = unanswered
+    go.set()
+    for each in (writer, hurried):
+        with pytest.raises(Unanswered):
+            each.result(PLENTY)
+    assert server.writes == [["a"], ["b", "c"]]
+
+
 def test_a_writer_that_never_hands_over_is_replaced(
     callers: Callers, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
