@@ -139,6 +139,11 @@ class Proxy:
         with self._guard:
             return list(self._connections)
 
+    @staticmethod
+    def given_up(connections: list[_Connection]) -> bool:
+        """Whether the clients of all of these have closed them."""
+        return all(connection.left for connection in connections)
+
     def close(self) -> None:
         """Reset everything and listen no more."""
         with contextlib.suppress(OSError):
@@ -185,6 +190,7 @@ class _Connection:
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self.lossy: set[bool] = set()
+        self.left = False  # whether its client has closed it
         self._proxy = proxy
         self._ended = threading.Event()
         self._sockets = (client, server)
@@ -216,6 +222,7 @@ class _Connection:
                 self._pass(to_server, data, sink)
         except OSError:  # reset by a peer or by us
             reset = True
+        self.left = self.left or to_server
         while self._cut_off(to_server) and not self._ended.wait(_TICK):
             pass
         self._end(reset=reset or bool(self.lossy))
@@ -252,6 +259,7 @@ class _Connection:
     def _end(self, *, reset: bool) -> None:
         if not self._ended.is_set():
             self._ended.set()
+            self.left = True
             for each in self._sockets:
                 _close(each, reset=reset)
             self._proxy.forget(self)

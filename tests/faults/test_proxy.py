@@ -162,6 +162,12 @@ def test_the_end_of_a_peer_is_not_heard_through_a_silent_connection(peers: Peers
     peers.proxy.set(Faults(silent=True))
     server.close()
     assert says_nothing(client)
+    before = peers.proxy.connections()
+    assert len(before) == 1
+    assert not peers.proxy.given_up(before)
+    client.close()
+    eventually(lambda: peers.proxy.given_up(before))
+    assert peers.proxy.connections() == before
 
 
 def test_what_is_held_arrives_when_it_is_over_as_after_a_partition(peers: Peers) -> None:
