@@ -74,6 +74,7 @@ DEMO = [*CLI, *FAST, *FLASK, *DASHBOARD, *EMBEDDED]
 TEST = [
     *DEMO,
     "celery[redis]>=5.4",
+    "gevent>=24.10.1",
     "greenlet>=3",
     "gunicorn>=22",
     "hypothesis>=6.100",

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -178,7 +179,9 @@ class Publisher:
         return self._streams[name]
 
     def _warn_in_event_loop(self) -> None:
-        if self._warned or asyncio._get_running_loop() is None:
+        loop = asyncio._get_running_loop()
+        # Under gevent all greenlets see the loop that one of them runs for the broker.
+        if self._warned or loop is None or getattr(loop, "_thread_id", None) not in (None, get_ident()):
             return
         self._warned = True
         warnings.warn(

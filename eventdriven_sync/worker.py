@@ -29,6 +29,7 @@ from eventdriven_sync.errors import (
     shorten,
 )
 from eventdriven_sync.executor import Attempt, Executor
+from eventdriven_sync.greenlets import refuse_greenlets
 from eventdriven_sync.group_retries import GroupRetries
 from eventdriven_sync.handlers import Handler, check_count
 from eventdriven_sync.health import Health
@@ -105,8 +106,9 @@ class Worker:
         Raises:
             StoreUnavailable: MongoDB cannot be reached.
             StreamConflict, UnsafeStream, ConsumerConflict: NATS has other settings than ours.
-            ConfigurationError: it was started before.
+            ConfigurationError: it was started before, or gevent or eventlet has patched this process.
         """
+        refuse_greenlets()
         if self._running:
             raise ConfigurationError("this worker was started before; build a new Worker")
         self._running = True

@@ -35,8 +35,8 @@ LAYERS = {
         "pool pulse lanes stats"
     ),
     MODEL: (
-        "_version broker codec config context envelope errors events figures fingerprint jobs outcome "
-        "payload people queries records redaction retry sensitive shapes store telemetry upcasting"
+        "_version broker codec config context envelope errors events figures fingerprint greenlets jobs "
+        "outcome payload people queries records redaction retry sensitive shapes store telemetry upcasting"
     ),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

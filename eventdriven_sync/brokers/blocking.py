@@ -22,6 +22,7 @@ from eventdriven_sync.brokers.bridge import Bridge, join
 from eventdriven_sync.brokers.confirming import Ticket
 from eventdriven_sync.brokers.pulling import Pull
 from eventdriven_sync.errors import BrokerUnavailable, Closed, EventDrivenError, PublishOutcomeUnknown
+from eventdriven_sync.greenlets import refuse_eventlet
 
 if TYPE_CHECKING:
     from eventdriven_sync.brokers.nats import Live
@@ -208,12 +209,14 @@ class BlockingBroker:
 
         Raises:
             Closed, BrokerUnavailable: no thread can be started any more.
+            ConfigurationError: eventlet has patched this process.
         """
         if self._closed:
             raise Closed("this bus was closed; build a new one")
         pid = os.getpid()
         live = self._lives.get(pid) or self._lives.setdefault(pid, self._build())
         if live.bridge is None:
+            refuse_eventlet()
             try:
                 live.bridge = join(self)
             except RuntimeError as error:

@@ -34,6 +34,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 T = TypeVar("T")
 
+# A server that has gone silent is noticed within ten seconds, not thirty. Asking it each time, instead of
+# listening to what it says by itself, also finds a network that carries only one way.
+WATCHING: dict[str, Any] = {
+    "heartbeatFrequencyMS": 5000,
+    "connectTimeoutMS": 5000,
+    "serverMonitoringMode": "poll",
+}
 MAX_ITEMS = 1000
 WRITERS = 2
 CLOSE_TIMEOUT = 0.3
@@ -421,6 +428,7 @@ def _client(
             maxPoolSize=max_pool_size,
             appname="eventdriven_sync",
             event_listeners=[listener],
+            **{name: value for name, value in WATCHING.items() if name.lower() not in url.lower()},
         )
     except (PyMongoError, ValueError, TypeError) as error:
         # The driver quotes parts of the URL, among them of an unescaped password: say nothing of it then.

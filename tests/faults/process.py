@@ -3,6 +3,7 @@
 The settings come from the environment. It ends when its parent does, however that one ends.
 """
 
+import contextlib
 import importlib
 import json
 import logging
@@ -49,6 +50,9 @@ class _Publisher:
 
     def run(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        # Once, and not by every thread; with the store away each of them will try.
+        with contextlib.suppress(EventDrivenError):
+            self._bus.open()
         threads = [
             threading.Thread(target=self._publish_all, args=(number,), name=f"publisher-{number}")
             for number in range(self._load.publisher_threads)

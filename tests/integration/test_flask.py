@@ -274,3 +274,29 @@ def test_an_event_whose_embedded_worker_ended_is_handled_by_another(
     serve(*gunicorn("--workers", "1"), EMBEDDED="yes")
     eventually(lambda: site.witness.counts("billed") == {7: 1}, timeout=60)
     conserved(site.bus(), timeout=60)
+
+
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
+def test_gevent_workers_of_gunicorn_lose_and_repeat_nothing(
+    site: Site, serve: Any, preload: tuple[str, ...]
+) -> None:
+    options = ("--worker-class", "gevent", "--workers", "2", "--graceful-timeout", "3", *preload)
+    server = serve(*gunicorn(*options), OPEN_BEFORE_FORK="yes" if preload else "no")
+    worker = flask_events(site, "worker")
+    try:
+        answers = post_all(server, range(80), clients=4)
+        assert len({answer["pid"] for answer in answers}) == 2, "both workers of gunicorn answered"
+        conserved(site.bus(), timeout=60)
+        assert site.witness.counts("billed") == dict.fromkeys(range(80), 1)
+    finally:
+        worker.terminate()
+        worker.wait(40)
+    assert server.stop() == 0
+    assert "RuntimeWarning" not in server.log
+
+
+def test_an_embedded_worker_is_refused_by_name_in_a_gevent_worker_of_gunicorn(site: Site, serve: Any) -> None:
+    server = serve(*gunicorn("--worker-class", "gevent", "--workers", "1"), EMBEDDED="yes")
+    assert ask(server.client(), 7)[0] == 201
+    eventually(lambda: "does not run in a process that gevent has patched" in server.log, timeout=30)
+    assert len(events_of(site.bus())) == 1
