@@ -42,4 +42,4 @@ def test_greenlets_publish_and_go_on_while_one_waits_for_a_frozen_server(
     numbers = range(GREENLETS * EACH)
     assert own_site.witness.counts("published") == dict.fromkeys(numbers, 1)
     conserved(bus, timeout=60)
-    assert own_site.witness.counts("end") == dict.fromkeys([-1, *numbers], 1)
+    assert set(own_site.witness.counts("end")) == {-1, *numbers}
