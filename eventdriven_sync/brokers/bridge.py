@@ -20,11 +20,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
+from eventdriven_sync.brokers.wire import Message
 from eventdriven_sync.errors import Closed, ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
 _STEADY = 5.0
 _WATCH_EVERY = 0.1
 _PROBE_EVERY = _PROBE_LIMIT = 5.0
-# nats-py does not let the loop run by itself while its buffer has room.
-_YIELD_EVERY = 128
+# Handed to the socket at once: nats-py does not let the loop run by itself while its buffer has room.
+_AT_ONCE = 128
 
 T = TypeVar("T")
 
@@ -302,8 +303,8 @@ class Session(Protocol):
     def alive(self) -> bool:
         """Whether it is connected and its reader and writer run."""
 
-    async def publish(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
-        """Hand one message to the socket."""
+    async def hand_over(self, messages: Sequence[Message]) -> None:
+        """Hand all messages to the socket, or raise before the first."""
 
     def write(self, commands: bytes) -> bool:
         """Hand whole commands of the protocol to the socket at once; False if it has enough already."""
@@ -346,7 +347,7 @@ class Link(Generic[S]):
         self._on_down = on_down
         self._on_error = on_error
         self._down_since: float | None = time.monotonic()
-        self._outgoing: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
+        self._outgoing: deque[Message] = deque()
         self._wake = asyncio.Event()
 
     @property
@@ -416,20 +417,26 @@ class Link(Generic[S]):
                 await _end(task)
 
     async def _write(self, session: S) -> None:
-        count = 0
         while self.session is session:
             await self._wake.wait()
             self._wake.clear()
             while self._outgoing and self.session is session:
-                try:
-                    await session.publish(*self._outgoing.popleft())
-                except Exception as error:
-                    if not session.alive:
-                        raise
-                    self._on_error(error)  # one message that cannot be sent must not stop the others
-                count += 1
-                if count % _YIELD_EVERY == 0:
-                    await asyncio.sleep(0)
+                count = min(len(self._outgoing), _AT_ONCE)
+                await self._publish(session, [self._outgoing.popleft() for _ in range(count)])
+                await asyncio.sleep(0)
+
+    async def _publish(self, session: S, messages: Sequence[Message]) -> None:
+        """One message that cannot be sent must not stop the others."""
+        try:
+            await session.hand_over(messages)
+        except Exception as error:
+            if not session.alive:
+                raise
+            if len(messages) == 1:
+                self._on_error(error)
+                return
+            for message in messages:
+                await self._publish(session, [message])
 
     async def _probe(self, session: S) -> None:
         """A connection can look open for minutes after the other side is gone."""

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ from eventdriven_sync.brokers.jetstream import ApiError
 from eventdriven_sync.brokers.outbound import Outbound
 from eventdriven_sync.brokers.pulling import Pull
 from eventdriven_sync.brokers.trouble import DENIED, REFUSED, Trouble
+from eventdriven_sync.brokers.wire import Hear, Listeners, Message, only_id, published, text_of
 from eventdriven_sync.config import login, redact
 from eventdriven_sync.errors import BrokerUnavailable, Closed, ConfigurationError, EventDrivenError
 
@@ -44,10 +45,10 @@ T = TypeVar("T")
 class _Client(Client):
     """nats-py's client, which one strange message cannot kill, and which can be dropped in any state."""
 
-    secure_only = False
-    # Taken by the reader at once, without a queue and a task between: subjects that begin like this.
-    answers_at = b"-"
-    on_answer: Callable[[str, bytes, str], None]
+    def __init__(self, *, secure_only: bool) -> None:
+        super().__init__()
+        self.secure_only = secure_only
+        self._listeners = Listeners()
 
     @property
     def alive(self) -> bool:
@@ -58,9 +59,17 @@ class _Client(Client):
     def info(self) -> dict[str, Any]:
         return self._server_info
 
-    async def listen(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Subscribe without nats-py's limits, which drop messages: windows and credit bound what comes."""
-        return await self.subscribe(subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
+    async def listen(self, subject: str, hear: Hear) -> Subscription:
+        """Subscribe; ``hear`` is called by the reader, without limits and a queue and a task between."""
+        self._listeners.add(self._sid + 1, hear)  # the number that nats-py gives to the next one
+        return await self.subscribe(subject)
+
+    async def hand_over(self, messages: Sequence[Message]) -> None:
+        """Hand all messages to the socket in one go, or raise before the first."""
+        if not self.is_connected:
+            raise nats.errors.ConnectionClosedError
+        await self._send_command(b"".join(map(published, messages)))
+        await self._flush_pending()
 
     def write(self, commands: bytes) -> bool:
         """Past nats-py's buffer and its task, which would cost a lone publisher two turns of the loop."""
@@ -88,28 +97,18 @@ class _Client(Client):
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
-    ) -> Msg:
-        if subject.startswith(self.answers_at):
-            self._answer(subject[len(self.answers_at) :], data, headers)
-            return None  # type: ignore[return-value]  # which nats-py takes for "seen to"
-        return self.msg_class(
-            subject=subject.decode(errors="backslashreplace"),
-            reply=reply.decode(errors="backslashreplace"),
-            data=data,
-            headers=headers,
-            _client=self,
-            _sid=sid,
-        )
+    ) -> Msg | None:
+        if self._listeners.tell(sid, subject, data, headers or {}, reply):
+            return None
+        return self.msg_class(self, text_of(subject), text_of(reply), data, headers, _sid=sid)
 
-    def _answer(self, token: bytes, data: bytes, headers: dict[str, str] | None) -> None:
-        try:
-            self.on_answer(token.decode(), data, headers.get("Status", "") if headers else "")
-        except Exception:
-            logger.exception("a confirmation could not be used", extra={"action": "answer_failed"})
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        super()._remove_sub(sid, max_msgs)
+        self._listeners.remove(sid)
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         try:
-            return await super()._process_headers(headers)
+            return only_id(headers or b"") or await super()._process_headers(headers)
         except Exception as error:
             logger.warning("headers cannot be read: %r", error, extra={"action": "headers_unreadable"})
             return None
@@ -177,8 +176,7 @@ class Live:
     # --- the connection
 
     async def _connect(self) -> _Client:
-        client = _Client()
-        client.secure_only = any(urlsplit(server).scheme == "tls" for server in self._servers)
+        client = _Client(secure_only=any(urlsplit(server).scheme == "tls" for server in self._servers))
         connecting = client.connect(
             servers=self._servers,
             name=self._name,
@@ -202,8 +200,7 @@ class Live:
         return client
 
     async def _up(self, client: _Client) -> None:
-        client.answers_at, client.on_answer = f"{self._inbox}.a.".encode(), self.outbound.answered
-        await client.subscribe(f"{self._inbox}.a.*")
+        await client.listen(f"{self._inbox}.a.*", self._on_answer)
         await client.flush(_REQUEST_WAIT)  # ``write`` overtakes what nats-py has buffered
         self.server = {key: value for key, value in client.info.items() if key in _SHOWN}
         self._refusal = None
@@ -213,6 +210,9 @@ class Live:
         logger.info("connected to NATS at %s", self._shown, extra={"action": "nats_connected"})
         # The link takes messages once this coroutine is over.
         asyncio.get_running_loop().call_soon(self.outbound.opened, client.max_payload)
+
+    def _on_answer(self, subject: str, data: bytes, headers: Mapping[str, str], reply: str) -> None:
+        self.outbound.answered(subject[len(self._inbox) + 3 :], data, headers.get("Status", ""))
 
     def _down(self) -> None:
         self.outbound.closed()
@@ -359,7 +359,7 @@ class Live:
             if client is None or client is not self.link.session or pull.stopped:
                 return
             old, inbox = self.pulls[pull], f"{self._inbox}.p.{uuid.uuid4().hex}"
-            self.pulls[pull] = await client.listen(inbox, partial(_hand_to, pull))
+            self.pulls[pull] = await client.listen(inbox, pull.arrived)
             pull.opened(inbox)
             if old is not None:
                 self.spawn(_unsubscribe(old))
@@ -416,10 +416,6 @@ class Live:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.5)
-
-
-async def _hand_to(pull: Pull, message: Msg) -> None:
-    pull.arrived(message.subject, message.data, message.headers or {}, message.reply)
 
 
 async def _unsubscribe(subscription: Subscription, then: Callable[[], None] = lambda: None) -> None:

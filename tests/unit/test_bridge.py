@@ -4,13 +4,14 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import pytest
 
 from eventdriven_sync.brokers import bridge as module
 from eventdriven_sync.brokers.bridge import THREAD_NAME, Bridge, Link, join
+from eventdriven_sync.brokers.wire import Message
 from eventdriven_sync.errors import Closed, ConfigurationError
 from tests.polling import eventually
 
@@ -257,10 +258,11 @@ class Session:
         self.sent: list[bytes] = []
         self.discarded = False
 
-    async def publish(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
-        if payload == b"bad":
+    async def hand_over(self, messages: Sequence[Message]) -> None:
+        payloads = [payload for _, payload, _, _ in messages]
+        if b"bad" in payloads:
             raise ValueError("cannot be sent")
-        self.sent.append(payload)
+        self.sent += payloads
 
     async def rtt(self, timeout: int) -> float:
         if not self.answers:
