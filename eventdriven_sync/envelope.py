@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -26,6 +27,7 @@ MAX_AGE_HELD = timedelta(seconds=1)
 TRACE_FIELDS = ("traceparent", "tracestate", "baggage")
 _REQUIRED = ("specversion", "id", "type", "time", "data")
 _MAX_NUMBER = 2**31 - 1
+_SOURCE_KEPT = 200
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 _ID_CURE = "use 1 to 64 characters of A-Z a-z 0-9 _ . : -, starting with a letter or digit"
 
@@ -49,6 +51,8 @@ def derived_id(*parts: str, at: str) -> str:
 
 def check_id(value: object, *, field: str = "event_id") -> str:
     """The id as text, or InvalidEventId."""
+    if type(value) is str and _ID.fullmatch(value):
+        return value
     text = str(value) if type(value).__name__ == "ObjectId" else value
     if not isinstance(text, str) or not _ID.fullmatch(text):
         raise InvalidEventId(
@@ -103,7 +107,7 @@ def content_hash(name: str, version: int, data: Mapping[str, Any]) -> str:
 
 def utcnow() -> datetime:
     """The time now, aware, in UTC, cut to the milliseconds MongoDB keeps."""
-    return in_milliseconds(datetime.now(UTC))
+    return datetime.fromtimestamp(time.time_ns() // 1_000_000 / 1000, UTC)
 
 
 def accepted_now(events: Sequence[Envelope], now: datetime) -> tuple[Envelope, ...]:
@@ -124,7 +128,8 @@ def accepted_now(events: Sequence[Envelope], now: datetime) -> tuple[Envelope, .
 
 def in_milliseconds(moment: datetime) -> datetime:
     """Cut to what MongoDB keeps."""
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    beyond = moment.microsecond % 1000
+    return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
 
 
 def to_wire(envelope: Envelope, namespace: str) -> dict[str, Any]:
@@ -180,8 +185,9 @@ def from_wire(
     try:
         event_id = check_id(document["id"], field="id")
         operation_id = check_id(document.get("operationid", event_id), field="operationid")
-        parents = _parents(document.get("parentids", ""), event_id)
-        name = check_event_name(document["type"])
+        parents = _parents(document["parentids"], event_id) if "parentids" in document else ()
+        kind = document["type"]
+        name = _known_name(kind) if type(kind) is str else check_event_name(kind)
     except (InvalidEventId, InvalidEventType) as error:
         raise InvalidEnvelope(str(error), **error.facts) from error
     _check_message(event_id, name, message_id, subject, namespace)
@@ -194,15 +200,21 @@ def from_wire(
         published_at=_moment(document["time"]),
         operation_id=operation_id,
         parent_ids=parents,
-        source=_source(document.get("source", ""), namespace),
+        source=_known_source(document.get("source", ""), namespace),
         key=None if key is None else _string(key, "partitionkey"),
         depth=_number(document, "chaindepth", low=0, default=0),
-        trace={name: _string(document[name], name) for name in TRACE_FIELDS if name in document},
+        trace=_trace(document),
     )
+
+
+def _trace(document: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _string(document[name], name) for name in TRACE_FIELDS if name in document}
 
 
 def _check_format(document: Mapping[str, Any]) -> None:
     version, kind = document["specversion"], document.get("datacontenttype")
+    if version == SPEC_VERSION and kind == "application/json" and type(document["data"]) is dict:
+        return
     if not isinstance(version, str) or version.partition(".")[0] != "1":
         raise InvalidEnvelope(
             f"specversion is {shorten(version)}: this library reads CloudEvents {SPEC_VERSION}",
@@ -275,6 +287,8 @@ def _moment(text: object) -> datetime:
     """RFC 3339 with any offset, as UTC with the milliseconds MongoDB keeps."""
     try:
         moment = datetime.fromisoformat(_string(text, "time").upper())
+        if moment.tzinfo is UTC:
+            return in_milliseconds(moment)
         if moment.utcoffset() is not None:
             return in_milliseconds(moment.astimezone(UTC))
     except (ValueError, OverflowError):
@@ -293,8 +307,19 @@ def _source_uri(source: str, namespace: str) -> str:
     return "/".join(["", namespace, *filter(None, source.split("."))])
 
 
+def _known_source(uri: object, namespace: str | None) -> str:
+    """Handlers are few: what each of them publishes begins with the same text."""
+    short = type(uri) is str and len(uri) <= _SOURCE_KEPT
+    return _short_source(uri, namespace) if short else _source(uri, namespace)
+
+
 def _source(uri: object, namespace: str | None) -> str:
     text = _string(uri, "source")
     begin, _, rest = text.removeprefix("/").partition("/")
     ours = text.startswith("/") and rest.count("/") <= 1 and namespace in (None, begin)
     return rest.replace("/", ".") if ours else text
+
+
+_short_source = lru_cache(maxsize=1024)(_source)
+# A name that is refused is not kept.
+_known_name = lru_cache(maxsize=1024)(check_event_name)

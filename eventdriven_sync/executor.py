@@ -10,17 +10,16 @@ import contextvars
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
 from typing import Any
 
 import attrs
 from tenacity import retry_always
 
 from eventdriven_sync import context
-from eventdriven_sync.broker import Consumption, Incoming
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.codec import Codec
 from eventdriven_sync.config import Settings
-from eventdriven_sync.envelope import Envelope, accepted_now, new_id, utcnow
+from eventdriven_sync.envelope import Envelope, accepted_now, utcnow
 from eventdriven_sync.errors import (
     BrokerUnavailable,
     ChainTooDeep,
@@ -49,7 +48,7 @@ from eventdriven_sync.outcome import (
     stack_of,
     text_of,
 )
-from eventdriven_sync.records import Delivery, RawMessage, Settlement, delivery_id
+from eventdriven_sync.records import RawMessage, Settlement, delivery_id
 from eventdriven_sync.store import Store
 
 # Asked for by the handler, or the servers' fault: `on` of a policy is about the handler's own errors.
@@ -57,55 +56,6 @@ _NOT_THE_HANDLERS = (Retry, StoreUnavailable, BrokerUnavailable, PublishOutcomeU
 TRANSACTION_LIFETIME = 60.0  # seconds, unless somebody has set it otherwise in MongoDB
 
 Around = Callable[[], AbstractContextManager[object]]
-
-
-@attrs.define(eq=False, kw_only=True)
-class Attempt:
-    """One start of a handler for one delivery.
-
-    Attributes:
-        message: from the live lane, with the consumption that acknowledges it.
-        delivery: the claimed record, when the store owns the delivery (recovery lane, slow path).
-        event: None when the message is no event we can read; ``fault`` says why.
-        payload: the user's object, decoded when the attempt was admitted.
-        fault: what stands against running the handler at all.
-        key: what a batch handler's ``group_by`` said.
-    """
-
-    handler: Handler
-    message: Incoming | None = None
-    consumption: Consumption | None = None
-    delivery: Delivery | None = None
-    event: Envelope | None = None
-    payload: Any = None
-    fault: BaseException | None = None
-    token: str = attrs.field(factory=new_id)
-    checked: bool = False
-    decoded: bool = False
-    key: Any = None
-    handling: context.Handling | None = None
-    started_at: datetime = attrs.field(factory=utcnow)
-    started: float = attrs.field(factory=time.monotonic)
-
-    @property
-    def event_id(self) -> str:
-        """The event's id; for an unreadable message its place in the stream."""
-        if self.delivery:
-            return self.delivery.event_id
-        if self.event:
-            return self.event.id
-        assert self.message is not None
-        # With its time: a stream that was created anew counts from 1 again.
-        return f"{self.message.stream}-{self.message.sequence}-{self.message.stored_at.timestamp():.0f}"
-
-    @property
-    def delivery_id(self) -> str:
-        """The id of the delivery."""
-        return delivery_id(self.handler.name, self.event_id)
-
-    def begin(self) -> None:
-        """The handler starts now."""
-        self.started_at, self.started = utcnow(), time.monotonic()
 
 
 class Executor:
@@ -131,6 +81,7 @@ class Executor:
             attempt.event = self._envelope(attempt)
         except CodecError as error:
             attempt.fault = error
+        attempt.id = delivery_id(attempt.handler.name, attempt.event_id)
 
     def group(self, attempt: Attempt) -> None:
         """Ask a batch handler's ``group_by`` for the key; if it fails, that is how the attempt ends."""
@@ -280,7 +231,11 @@ class Executor:
 
         def call() -> None:
             context.handling.set(handling)
-            context.origin.set(None)  # an operation begun in here is the handler's own
+            if context.origin.get() is not None:
+                context.origin.set(None)  # an operation begun in here is the handler's own
+            if self._around is nullcontext:
+                function(*arguments)
+                return
             with self._around():
                 function(*arguments)
 

@@ -9,15 +9,19 @@ from collections.abc import Sequence
 
 import attrs
 
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.batching import Collector
 from eventdriven_sync.broker import Consumption
-from eventdriven_sync.executor import Attempt
 from eventdriven_sync.handlers import Handler
 from eventdriven_sync.settling import Settled
 
-MAX_CHUNK = 64
-# Work a thread may take at once, in seconds of handler time: longer, and the others idle beside it.
-CHUNK_SECONDS = 0.01
+MAX_CHUNK = 256
+# Work a thread may take at once, in seconds of handler time: longer, and the others idle beside it. What is
+# shorter than the second is not worth another thread.
+CHUNK_SECONDS, SHARED_SECONDS = 0.01, 0.001
+# Of a handler that is faster than this, one thread at a time asks what is known of its chunk: what arrives
+# meanwhile is the next chunk.
+FAST = 0.001
 HELD_SECONDS = 0.5
 MAX_WINDOW = 2000
 
@@ -28,6 +32,7 @@ class Lane:
     Attributes:
         pace: seconds per event, smoothed; 0.0 until the first one ran.
         paused: nothing is begun and nothing asked for.
+        asking: how many threads ask the store what is known of their chunk.
     """
 
     def __init__(self, handler: Handler, *, slots: int) -> None:
@@ -40,13 +45,16 @@ class Lane:
         self.running = 0
         self.pace = 0.0
         self.paused = False
+        self.asking = 0
         self.queued = False
         self.asked = self.window()
 
     @property
     def ready(self) -> bool:
         """Whether a thread could take something now."""
-        return bool(self.backlog or self.batches) and self.running < self.slots and not self.paused
+        if self.paused or self.running >= self.slots:
+            return False
+        return bool(self.batches) or (bool(self.backlog) and not (self.asking and self.pace < FAST))
 
     def window(self) -> int:
         """How many messages to hold: what the slots can work off in half a second, at least two each.
@@ -90,9 +98,10 @@ class Lane:
     def _chunk_size(self, threads: int) -> int:
         if self.collector is not None:
             return MAX_CHUNK
-        share = -(-len(self.backlog) // threads)
-        paced = int(CHUNK_SECONDS / self.pace) if self.pace else 1
-        return max(1, min(MAX_CHUNK, share, paced))
+        if not self.pace:
+            return 1
+        share = max(-(-len(self.backlog) // threads), int(SHARED_SECONDS / self.pace))
+        return max(1, min(MAX_CHUNK, share, int(CHUNK_SECONDS / self.pace)))
 
 
 @attrs.frozen(kw_only=True)

@@ -15,12 +15,13 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import Closed, HandlerTimeout, StoreError
-from eventdriven_sync.executor import Attempt, Executor
+from eventdriven_sync.executor import Executor
 from eventdriven_sync.handlers import Handler
 from eventdriven_sync.lanes import Job, Lane, Running
-from eventdriven_sync.settling import Settler, release
+from eventdriven_sync.settling import Settler, Unsettled, release
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,9 @@ class Pool:
         self._size = threads
         self._executor = executor
         self._settler = settler
+        self._unsettled = Unsettled(
+            lambda settled: settler.settle(settled), give_up=self._give_up, on_empty=self._all_settled
+        )
         self._on_surplus = on_surplus
         # guards the lanes, _ready, _jobs, _unrun, _hung and _threads
         self._changed = threading.Condition()
@@ -104,7 +108,7 @@ class Pool:
                 lane.backlog.extendleft(reversed(taken))
             else:
                 lane.backlog.extend(taken)
-            self._enqueue(lane, len(taken))
+            self._enqueue(lane)
         _send_back(refused)
 
     def pause(self, lane: Lane) -> list[Attempt]:
@@ -126,7 +130,7 @@ class Pool:
         with self._changed:
             lane.paused = False
             lane.asked = lane.window()
-            self._enqueue(lane, len(lane.backlog))
+            self._enqueue(lane)
         _resize(lane)
 
     def busy(self) -> list[str]:
@@ -174,7 +178,7 @@ class Pool:
             self._changed.notify_all()
         _send_back(waiting)
         with self._changed:
-            self._changed.wait_for(lambda: not self._jobs, timeout=grace)
+            self._changed.wait_for(lambda: not self._jobs and self._unsettled.empty, timeout=grace)
             self._settler.give_up()
             jobs = list(self._jobs.values())
         finish_within(LAST_WORD / 2, lambda: self._interrupt(jobs))
@@ -194,7 +198,8 @@ class Pool:
         """The grace is over: settle what these jobs have finished, give back what they have not."""
         taken = [job for job in jobs if self._unfinished(job)]
         for job in taken:
-            self._settle(job)
+            self._unsettled.leave(job.settled)
+        self._unsettled.work_off()
 
     def _unfinished(self, job: Job) -> bool:
         unfinished = job.take_over()
@@ -210,11 +215,12 @@ class Pool:
         self._unrun += waiting
         return waiting
 
-    def _enqueue(self, lane: Lane, count: int = 1) -> None:
+    def _enqueue(self, lane: Lane) -> None:
+        """One thread is woken; it wakes the next one if it leaves something."""
         if lane.ready and not lane.queued:
             lane.queued = True
             self._ready.append(lane)
-        self._changed.notify(min(count, self._size))
+            self._changed.notify()
 
     def _start_thread(self, taken: Job | None = None) -> None:
         self._started += 1
@@ -227,9 +233,10 @@ class Pool:
     def _work(self, taken: Job | None) -> None:
         """A thread's life: settle for the thread it replaces, if any, then take jobs until told to stop."""
         if taken:
-            self._settle(taken)
+            self._unsettled.leave(taken.settled)
             with self._changed:
                 self._forget_job(taken)
+            self._unsettled.work_off()
         while (job := self._take()) is not None:
             try:
                 self._process(job)
@@ -238,12 +245,12 @@ class Pool:
                     self._give_up([*job.give_back(), *job.running, *job.finished()], error)
             if not self._finished(job):
                 return
+            self._unsettled.work_off()
 
-    def _settle(self, job: Job) -> None:
-        try:
-            self._settler.settle(job.settled)
-        except BaseException as error:
-            self._give_up(job.finished(), error)
+    def _all_settled(self) -> None:
+        if self._stopping:
+            with self._changed:
+                self._changed.notify_all()
 
     def _give_up(self, attempts: Sequence[Attempt], error: BaseException) -> None:
         """These come again: they are neither acknowledged nor kept alive any longer."""
@@ -263,6 +270,7 @@ class Pool:
             lane.queued = False
             job = lane.next_job(self._size)
             lane.running += 1
+            lane.asking += 1
             self._jobs[id(job)] = job
             self._enqueue(lane)
             return job
@@ -276,6 +284,8 @@ class Pool:
         except BaseException:
             job.put(arrived)
             raise
+        finally:
+            self._asked(job.lane)
         job.put(admitted)
         if job.batch:
             self._run_batch(job)
@@ -283,7 +293,12 @@ class Pool:
             self._collect(job)
             self._run_each(job)
         if not job.taken:
-            self._settler.settle(job.settled)
+            self._unsettled.leave(job.settled)
+
+    def _asked(self, lane: Lane) -> None:
+        with self._changed:
+            lane.asking -= 1
+            self._enqueue(lane)
 
     def _run_each(self, job: Job) -> None:
         began, count = time.monotonic(), 0
@@ -316,7 +331,7 @@ class Pool:
             for attempt in attempts:
                 if not attempt.fault and (full := collector.add(attempt.key, attempt)):
                     job.lane.batches.append(full)
-            self._enqueue(job.lane, len(job.lane.batches))
+            self._enqueue(job.lane)
 
     def _learn(self, lane: Lane, seconds: float) -> None:
         """Smooth the pace and ask the broker for what the lane can work off soon."""
@@ -360,7 +375,7 @@ class Pool:
             for lane in self._lanes:
                 if lane.collector is not None and not self._stopping:
                     lane.batches.extend(lane.collector.due())
-                    self._enqueue(lane, len(lane.batches))
+                    self._enqueue(lane)
         now = time.monotonic()
         for job in jobs:
             if job.overdue(now):

@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.envelope import new_id
 from eventdriven_sync.errors import StoreError
-from eventdriven_sync.executor import Attempt
 from eventdriven_sync.lanes import Lane
 from eventdriven_sync.pool import Pool
 from eventdriven_sync.pulse import Pulse

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_base
 
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.broker import Consumption, Incoming
 from eventdriven_sync.envelope import Envelope, accepted_now
 from eventdriven_sync.errors import (
@@ -30,8 +31,8 @@ from eventdriven_sync.errors import (
     StorePermissionDenied,
     StoreUnavailable,
 )
-from eventdriven_sync.executor import Attempt, failure_of
-from eventdriven_sync.outcome import Dead, Discarded, RetryAt
+from eventdriven_sync.executor import failure_of
+from eventdriven_sync.outcome import Dead, Discarded, Done, RetryAt
 from eventdriven_sync.records import Delivery, Settlement
 from eventdriven_sync.stats import Stats
 from eventdriven_sync.store import Store
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 # What is waited for, however long it takes. Any other error of the store is believed when it is repeated.
 _PASSING = (StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied)
 REFUSALS = 5
+# Outcomes of one write; and how many may wait before threads do.
+MAX_BATCH = 1000
+MAX_WAITING = 2000
 
 T = TypeVar("T")
 Settled = tuple[Attempt, Settlement]
@@ -125,15 +129,18 @@ class Settler:
         """
         gone = self._leases.lost(attempts)
         asked = [attempt for attempt in attempts if not attempt.checked]
-        states = self._states([a.delivery_id for a in asked]) if asked else {}
-        gone += [a for a in asked if a.delivery_id in states]
-        _finish(gone)
-        self._stats.touch({attempt.handler.name for attempt in gone})
+        ids = [attempt.delivery_id for attempt in asked]
+        states = self._until_back(lambda: self._store.deliveries.states(ids)) if asked else {}
+        if states:
+            gone += [a for a in asked if a.delivery_id in states]
+        if gone:
+            _finish(gone)
+            self._stats.touch({attempt.handler.name for attempt in gone})
         refused = {id(a) for a in gone}
         refused |= {id(a) for a in self._refused([a for a in asked if id(a) not in refused])}
         for attempt in asked:
             attempt.checked = True
-        return [a for a in attempts if id(a) not in refused]
+        return [a for a in attempts if id(a) not in refused] if refused else list(attempts)
 
     def settle(self, settled: Sequence[Settled]) -> None:
         """Record the outcomes, then acknowledge; what was fenced off is dropped without an ack."""
@@ -164,7 +171,7 @@ class Settler:
 
     def _settled(self, settled: Sequence[Settled], results: Sequence[bool]) -> None:
         """It is known what became of these."""
-        self._leases.drop([attempt for attempt, _ in settled])
+        self._leases.drop([attempt for attempt, _ in settled if attempt.delivery])
         recorded = [pair for pair, ok in zip(settled, results, strict=True) if ok]
         _finish([attempt for attempt, _ in recorded])
         for (attempt, settlement), ok in zip(settled, results, strict=True):
@@ -173,8 +180,10 @@ class Settler:
         emitted = [event for _, settlement in recorded for event in settlement.emitted]
         if emitted:
             self._dispatch(emitted)
+        self._stats.count(*(settlement for _, settlement in recorded))
         for attempt, settlement in recorded:
-            self._report(attempt, settlement)
+            if not isinstance(settlement.outcome, Done):
+                _report(attempt, settlement)
 
     def forget(self, attempts: Sequence[Attempt]) -> None:
         """Unsettled and no longer kept alive: the broker, or the end of the lease, brings them again."""
@@ -193,9 +202,6 @@ class Settler:
         log.error("The event store refuses the outcome of %s: %s", settlement.delivery_id, error)
         dead = Dead(reason="not_retryable", failure=failure_of(error, attempt, worker=self._worker))
         self.settle([(attempt, attrs.evolve(settlement, outcome=dead, emitted=()))])
-
-    def _states(self, ids: Sequence[str]) -> dict[str, str]:
-        return self._until_back(lambda: self._store.deliveries.states(ids))
 
     def _refused(self, fresh: Sequence[Attempt]) -> list[Attempt]:
         """Of the messages delivered before, those that got a record meanwhile."""
@@ -241,30 +247,102 @@ class Settler:
             reraise=True,
         )(step)
 
-    def _report(self, attempt: Attempt, settlement: Settlement) -> None:
-        self._stats.count(settlement)
-        outcome = settlement.outcome
-        facts = {"delivery": settlement.delivery_id, "operation": settlement.operation_id}
-        if isinstance(outcome, RetryAt | Dead):
-            failed = (attempt.delivery.failed if attempt.delivery else 0) + 1
-            log.warning(
-                "Failed %d times, handler: %s, error: %s event: %s",
-                failed,
-                settlement.handler,
-                _in_one_line(outcome.failure.message),
-                settlement.event_id,
-                extra={"action": "delivery_failed", **facts},
-            )
-        if isinstance(outcome, Dead):
-            log.error(
-                "Added to dead letter queue, handler: %s, reason: %s, event: %s",
-                settlement.handler,
-                outcome.reason,
-                settlement.event_id,
-                extra={"action": "delivery_dead", **facts},
-            )
-        if isinstance(outcome, Discarded):
-            log.info("Discarded by %s: %s", settlement.handler, outcome.reason, extra=facts)
+
+class Unsettled:
+    """What has ended and is not recorded yet: threads leave it here and run on, one of them settles for all.
+
+    Nobody sleeps to gather a batch: a thread that finds nobody settling does it, and everything that ends
+    meanwhile is the next batch. Thread-safe.
+
+    Args:
+        settle: records and acknowledges.
+        give_up: hears of what could not be settled, and why.
+        on_empty: called when nothing waits any more.
+    """
+
+    def __init__(
+        self,
+        settle: Callable[[Sequence[Settled]], None],
+        *,
+        give_up: Callable[[Sequence[Attempt], BaseException], None],
+        on_empty: Callable[[], None],
+    ) -> None:
+        self._settle = settle
+        self._give_up = give_up
+        self._on_empty = on_empty
+        self._changed = threading.Condition()  # guards _waiting, _count and _settling
+        self._waiting: deque[Sequence[Settled]] = deque()
+        self._count = 0
+        self._settling = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything that was left here is settled or given up."""
+        with self._changed:
+            return not self._count
+
+    def leave(self, settled: Sequence[Settled]) -> None:
+        """This has ended; ``work_off`` must follow. Waits while too much is unsettled."""
+        if not settled:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._count < MAX_WAITING or not self._settling)
+            self._waiting.append(settled)
+            self._count += len(settled)
+
+    def work_off(self) -> None:
+        """Settle everything that waits, unless another thread does; that one takes it as well."""
+        while batch := self._take():
+            try:
+                self._settle(batch)
+            except BaseException as error:  # whatever it is, the others must not wait for this thread
+                self._give_up([attempt for attempt, _ in batch], error)
+            finally:
+                self._done(len(batch))
+
+    def _take(self) -> list[Settled]:
+        with self._changed:
+            if self._settling:
+                return []
+            batch: list[Settled] = []
+            while self._waiting and (not batch or len(batch) + len(self._waiting[0]) <= MAX_BATCH):
+                batch += self._waiting.popleft()
+            self._settling = bool(batch)
+            return batch
+
+    def _done(self, count: int) -> None:
+        with self._changed:
+            self._settling = False
+            self._count -= count
+            self._changed.notify_all()
+            empty = not self._count
+        if empty:
+            self._on_empty()
+
+
+def _report(attempt: Attempt, settlement: Settlement) -> None:
+    outcome = settlement.outcome
+    facts = {"delivery": settlement.delivery_id, "operation": settlement.operation_id}
+    if isinstance(outcome, RetryAt | Dead):
+        failed = (attempt.delivery.failed if attempt.delivery else 0) + 1
+        log.warning(
+            "Failed %d times, handler: %s, error: %s event: %s",
+            failed,
+            settlement.handler,
+            _in_one_line(outcome.failure.message),
+            settlement.event_id,
+            extra={"action": "delivery_failed", **facts},
+        )
+    if isinstance(outcome, Dead):
+        log.error(
+            "Added to dead letter queue, handler: %s, reason: %s, event: %s",
+            settlement.handler,
+            outcome.reason,
+            settlement.event_id,
+            extra={"action": "delivery_dead", **facts},
+        )
+    if isinstance(outcome, Discarded):
+        log.info("Discarded by %s: %s", settlement.handler, outcome.reason, extra=facts)
 
 
 def _finish(attempts: Sequence[Attempt]) -> None:
@@ -310,7 +388,8 @@ class _RefusedForGood(stop_base):
 
 def _in_one_line(text: str) -> str:
     """A message may hold line breaks and terminal escapes; a log line must not."""
-    return "".join(c if c.isprintable() else " " for c in text)[:300]
+    cut = text[:300]
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else " " for c in cut)
 
 
 def _store_is_away(state: RetryCallState) -> None:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from eventdriven_sync.figures import DURATION_BUCKETS_MS
-from eventdriven_sync.outcome import Dead, Discarded, Done
+from eventdriven_sync.outcome import Dead, Discarded, Done, RetryAt
 from eventdriven_sync.records import Settlement
+
+_COLUMNS = {Done: "succeeded", RetryAt: "failed", Dead: "dead", Discarded: "discarded"}
 
 
 class Stats:
@@ -31,14 +34,15 @@ class Stats:
         self._lock = threading.Lock()  # guards _minutes
         self._minutes: dict[tuple[int, str, str], dict[str, Any]] = {}
 
-    def count(self, settlement: Settlement) -> None:
-        """One attempt was settled."""
+    def count(self, *settlements: Settlement) -> None:
+        """These attempts were settled."""
         minute = int(self._clock() // 60)
-        self.touch([settlement.handler])
+        self.touch({settlement.handler for settlement in settlements})
         with self._lock:
-            row = self._row(minute, settlement.event_name, settlement.handler)
-            row[_column(settlement)] += 1
-            row["durations"][_bucket(settlement.duration_ms)] += 1
+            for settlement in settlements:
+                row = self._row(minute, settlement.event_name, settlement.handler)
+                row[_COLUMNS[type(settlement.outcome)]] += 1
+                row["durations"][bisect_left(DURATION_BUCKETS_MS, settlement.duration_ms)] += 1
 
     def touch(self, handlers: Iterable[str]) -> None:
         """Something of these handlers is off the table, if only because its outcome was known already."""
@@ -74,16 +78,3 @@ class Stats:
                 "durations": [0] * (len(DURATION_BUCKETS_MS) + 1),
             }
         return self._minutes[key]
-
-
-def _column(settlement: Settlement) -> str:
-    outcome = settlement.outcome
-    if isinstance(outcome, Done):
-        return "succeeded"
-    if isinstance(outcome, Discarded):
-        return "discarded"
-    return "dead" if isinstance(outcome, Dead) else "failed"
-
-
-def _bucket(duration_ms: float) -> int:
-    return sum(duration_ms > bound for bound in DURATION_BUCKETS_MS)

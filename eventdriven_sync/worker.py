@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from eventdriven_sync.attempt import Attempt, attempts_of
 from eventdriven_sync.broker import ConsumerSpec, Consumption, Incoming
 from eventdriven_sync.config import check_number
 from eventdriven_sync.confirmed import recorder_of
@@ -28,7 +29,7 @@ from eventdriven_sync.errors import (
     StoreError,
     shorten,
 )
-from eventdriven_sync.executor import Attempt, Executor
+from eventdriven_sync.executor import Executor
 from eventdriven_sync.greenlets import refuse_greenlets
 from eventdriven_sync.group_retries import GroupRetries
 from eventdriven_sync.handlers import Handler, check_count
@@ -407,10 +408,7 @@ class _Arrival:
             if consumption is None:
                 self._early.extend(messages)
                 return
-        handler = self._lane.handler
-        self._pool.offer(
-            self._lane, [Attempt(handler=handler, message=m, consumption=consumption) for m in messages]
-        )
+        self._pool.offer(self._lane, attempts_of(self._lane.handler, messages, consumption))
 
 
 def _left(until: float) -> float:

@@ -31,8 +31,8 @@ LAYERS = {
     ),
     ADAPTERS: "brokers stores",
     EXECUTION: (
-        "executor batching counting group_retries handlers middleware settling recovery recording reconciler "
-        "pool pulse lanes stats"
+        "attempt executor batching counting group_retries handlers middleware settling recovery recording "
+        "reconciler pool pulse lanes stats"
     ),
     MODEL: (
         "_version broker codec config context envelope errors events figures fingerprint greenlets jobs "

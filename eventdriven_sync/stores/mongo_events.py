@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
 
 def stored_id(text: str) -> Any:
     """The id as MongoDB holds it: 24 hex digits as ObjectId, anything else as it is."""
-    return ObjectId(text) if len(text) == 24 and _OBJECT_ID.fullmatch(text) else text
+    return ObjectId(bytes.fromhex(text)) if len(text) == 24 and _OBJECT_ID.fullmatch(text) else text
 
 
 def event_document(event: Envelope) -> Document:

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.broker import Consumption, Incoming
 from eventdriven_sync.brokers.memory import MemoryBroker
 from eventdriven_sync.bus import EventBus
 from eventdriven_sync.envelope import Envelope, new_id, utcnow
 from eventdriven_sync.events import event_type_of
-from eventdriven_sync.executor import Attempt, Executor
+from eventdriven_sync.executor import Executor
 from eventdriven_sync.handlers import Handler
 from eventdriven_sync.recording import record
 from eventdriven_sync.records import Delivery

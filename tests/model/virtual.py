@@ -19,6 +19,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from tenacity import wait_fixed
 
 from eventdriven_sync import (
+    attempt,
     batching,
     bus,
     envelope,
@@ -343,8 +344,11 @@ def installed(loop: Loop) -> Iterator[None]:
             (module, "threading", threads)
             for module in (lanes, pool, reconciler, recording, recovery, settling, worker)
         ),
-        *((module, "time", clock) for module in (executor, lanes, memory_store, pool, recording, recovery)),
-        *((module, "utcnow", loop.clock) for module in (envelope, executor, operations, worker)),
+        *(
+            (module, "time", clock)
+            for module in (attempt, executor, lanes, memory_store, pool, recording, recovery)
+        ),
+        *((module, "utcnow", loop.clock) for module in (attempt, envelope, executor, operations, worker)),
         # Neither has a state; together they would take half of the time of a run.
         (bus, "Codec", lambda **_: _CODEC),
         (executor, "stack_of", lambda error, below: ""),

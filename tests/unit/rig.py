@@ -7,13 +7,14 @@ from typing import Any
 
 import attrs
 
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.broker import Incoming
 from eventdriven_sync.brokers.memory import MemoryBroker
 from eventdriven_sync.bus import EventBus
 from eventdriven_sync.config import Settings
 from eventdriven_sync.envelope import Envelope, new_id, utcnow
 from eventdriven_sync.events import event, event_type_of
-from eventdriven_sync.executor import Attempt, Executor
+from eventdriven_sync.executor import Executor
 from eventdriven_sync.handlers import Handler
 from eventdriven_sync.lanes import Lane
 from eventdriven_sync.outcome import Failure

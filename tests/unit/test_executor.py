@@ -12,6 +12,7 @@ import pytest
 from tenacity import retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
 from eventdriven_sync import Discard, Reject, Retry, RetryPolicy, context, current_envelope, publishing
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.envelope import derived_id, utcnow
 from eventdriven_sync.errors import (
@@ -22,7 +23,6 @@ from eventdriven_sync.errors import (
     StoreUnavailable,
 )
 from eventdriven_sync.events import event
-from eventdriven_sync.executor import Attempt
 from eventdriven_sync.outcome import MAX_MESSAGE, MAX_TRACEBACK, Dead, Discarded, Done, RetryAt
 from eventdriven_sync.records import MAX_RAW
 from eventdriven_sync.store import EventQuery

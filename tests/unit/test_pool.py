@@ -12,9 +12,9 @@ import pytest
 
 from eventdriven_sync import Reject, event
 from eventdriven_sync import pool as module
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import LeaseLost
-from eventdriven_sync.executor import Attempt
 from eventdriven_sync.lanes import MAX_CHUNK, MAX_WINDOW, Job, Lane
 from tests.polling import eventually
 from tests.unit.rig import Gate, Greeted, Renamed, Rig
@@ -112,7 +112,7 @@ def test_a_slow_handler_gives_the_rest_of_its_chunk_to_other_threads(rig: Rig) -
 
 def test_chunks_are_long_for_fast_handlers_and_single_for_slow_ones(rig: Rig) -> None:
     lane = Lane(rig.handler(lambda e: None, name="keep"), slots=2)
-    attempts = [rig.arrived(lane.handler, ADA) for _ in range(200)]
+    attempts = [rig.arrived(lane.handler, ADA) for _ in range(600)]
 
     def chunk(pace: float, threads: int, waiting: int) -> int:
         lane.pace, lane.backlog = pace, deque(attempts[:waiting])
@@ -120,8 +120,53 @@ def test_chunks_are_long_for_fast_handlers_and_single_for_slow_ones(rig: Rig) ->
 
     assert chunk(0.0, 2, 200) == 1
     assert chunk(1.0, 2, 200) == 1
-    assert chunk(1e-6, 2, 200) == MAX_CHUNK
-    assert chunk(1e-6, 8, 16) == 2
+    assert chunk(1e-6, 2, 600) == MAX_CHUNK
+    assert chunk(1e-6, 8, 16) == 16, "so little work is not worth another thread"
+    assert chunk(6e-4, 8, 16) == 2
+
+
+def test_of_a_fast_handler_one_chunk_at_a_time_is_asked_for(rig: Rig) -> None:
+    """What arrives meanwhile is the next chunk, and not one of its own for each thread."""
+    asked: list[int] = []
+    going, admit = threading.Event(), rig.settler.admit
+
+    def slowly(attempts: Any) -> Any:
+        asked.append(len(attempts))
+        assert going.wait(10)
+        return admit(attempts)
+
+    rig.settler.admit = slowly  # type: ignore[method-assign]
+    pool = rig.pool(threads=4)
+    lane = pool.lane(rig.handler(lambda e: None, name="keep"))
+    lane.pace = 1e-6
+    pool.start()
+    rig.offer(pool, lane, [ADA])
+    eventually(lambda: asked == [1])
+    for payload in some(30):
+        rig.offer(pool, lane, [payload])
+    going.set()
+    eventually(lambda: len(rig.hand.finished) == 31)
+    assert asked == [1, 30]
+
+
+def test_chunks_of_a_slow_handler_are_asked_for_side_by_side(rig: Rig) -> None:
+    asked = threading.Semaphore(0)
+    going, admit = threading.Event(), rig.settler.admit
+
+    def slowly(attempts: Any) -> Any:
+        asked.release()
+        assert going.wait(10)
+        return admit(attempts)
+
+    rig.settler.admit = slowly  # type: ignore[method-assign]
+    pool = rig.pool(threads=4)
+    lane = pool.lane(rig.handler(lambda e: None, name="keep"))
+    lane.pace = 0.02
+    pool.start()
+    rig.offer(pool, lane, some(4))
+    assert all(asked.acquire(timeout=10) for _ in range(4))
+    going.set()
+    eventually(lambda: len(rig.hand.finished) == 4)
 
 
 def test_the_window_follows_the_pace_between_its_bounds(rig: Rig) -> None:

@@ -10,8 +10,8 @@ import attrs
 import pytest
 
 from eventdriven_sync import Discard, Reject
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.errors import EventIdReused, StoreError, StoreUnavailable
-from eventdriven_sync.executor import Attempt
 from eventdriven_sync.settling import Settled
 from eventdriven_sync.store import EventQuery
 from tests.polling import eventually
