@@ -238,6 +238,17 @@ class Settler:
 
     def _until_back(self, step: Callable[[], T]) -> T:
         """Repeat a step of the store until it answers; every step may be repeated safely."""
+        try:
+            return step()
+        except StoreError as error:
+            return self._insist(step, [error])
+
+    def _insist(self, step: Callable[[], T], failed: list[StoreError]) -> T:
+        def again() -> T:
+            if failed:
+                raise failed.pop()
+            return step()
+
         return Retrying(
             retry=retry_if_exception_type(StoreError),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
@@ -245,7 +256,7 @@ class Settler:
             sleep=sleep_using_event(self._stopping),
             before_sleep=_store_is_away,
             reraise=True,
-        )(step)
+        )(again)
 
 
 class Unsettled:

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -10,6 +10,7 @@ import attrs
 import pytest
 
 from eventdriven_sync import envelope, executor, publishing, reconciler, recovery, settling
+from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.stores.memory import deliveries, events
 from tests.model.laws import broken_laws, verdict, verdicts
 from tests.model.simulator import CALL_FAULTS, STEPS, WORLD_FAULTS, Profile, World
@@ -101,7 +102,14 @@ def _acknowledge_what_was_fenced_off(patch: pytest.MonkeyPatch) -> None:
 
 
 def _ask_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(settling.Settler, "_states", lambda self, ids: {})
+    admit = settling.Settler.admit
+
+    def admit_unasked(self: settling.Settler, attempts: Sequence[Attempt]) -> list[Attempt]:
+        for attempt in attempts:
+            attempt.checked = True
+        return admit(self, attempts)
+
+    patch.setattr(settling.Settler, "admit", admit_unasked)
 
 
 def _run_what_another_has_begun(patch: pytest.MonkeyPatch) -> None:
