@@ -24,6 +24,8 @@ CHUNK_SECONDS, SHARED_SECONDS = 0.01, 0.001
 FAST = 0.001
 HELD_SECONDS = 0.5
 MAX_WINDOW = 2000
+CLAIMED_SECONDS = 0.1
+MAX_CLAIM = 256
 
 
 class Lane:
@@ -75,8 +77,14 @@ class Lane:
 
     @property
     def share(self) -> int:
-        """How many deliveries claimed in the store to hold: a full batch, or two for each slot."""
-        return self.handler.batch.max_size if self.handler.batch else 2 * self.slots
+        """How many deliveries claimed in the store to hold: a full batch, or what the slots soon work off.
+
+        Each of them counts a start more if this process dies, so of a slow handler it is two for each slot.
+        """
+        if self.handler.batch:
+            return self.handler.batch.max_size
+        soon = int(self.slots * CLAIMED_SECONDS / self.pace) if self.pace else 0
+        return max(2 * self.slots, min(soon, MAX_CLAIM))
 
     def clear(self) -> list[Attempt]:
         """Take out everything that has not been begun."""

@@ -6,7 +6,7 @@ import re
 import traceback
 from datetime import datetime
 from functools import lru_cache, partial
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any, Literal
 
 import attrs
@@ -24,6 +24,11 @@ _FRAMES = re.compile(
     r'(?:^Traceback \(most recent call last\):\n|^  File "[^\n]*\n(?:    [^\n]*\n)*|^  \[Previous [^\n]*\n)+',
     re.MULTILINE,
 )
+
+Place = tuple[tuple[CodeType, int, int], ...]
+# The frames of stacks by where they stand, for what fails often; few, and short ones.
+_known_frames: dict[Place, str] = {}
+_FRAMES_MOST, _DEPTH_MOST = 64, 100
 
 DeliveryState = Literal["pending", "running", "retrying", "succeeded", "dead", "discarded"]
 FINAL_STATES: frozenset[str] = frozenset({"succeeded", "dead", "discarded"})
@@ -166,7 +171,7 @@ def stack_of(error: BaseException, *, below: str) -> str:
     stack = getattr(error, "stack", None) if isinstance(error, HandlerTimeout) else None
     if not isinstance(stack, str):
         try:
-            stack = "".join(traceback.format_exception(type(error), error, _below(error, below)))
+            stack = _formatted(error, _below(error, below))
         except BaseException as broken:
             stack = f"{type(error).__name__} (its traceback cannot be read: {type(broken).__name__})"
     kept = stack[-MAX_TRACEBACK:].encode("utf-8", "backslashreplace")[-MAX_TRACEBACK:]
@@ -185,6 +190,30 @@ def _without_secrets(stack: str) -> str:
 def _frames_without_secrets(frames: str) -> str:
     # A handler that fails does so at the same place again and again, and looking takes its time.
     return _REDACTION.text(frames)
+
+
+def _formatted(error: BaseException, tb: TracebackType | None) -> str:
+    """As Python prints it. Of what fails again and again only the last lines are made anew."""
+    chained = error.__cause__ or error.__context__ or isinstance(error, BaseExceptionGroup)
+    place = () if chained else _place(tb)
+    end = "".join(traceback.format_exception_only(error)) if place else ""
+    known = _known_frames.get(place)
+    if known is not None:
+        return known + end
+    whole = "".join(traceback.format_exception(type(error), error, tb))
+    if 0 < len(place) <= _DEPTH_MOST and whole.endswith(end):
+        if len(_known_frames) >= _FRAMES_MOST:
+            _known_frames.clear()
+        _known_frames[place] = whole.removesuffix(end)[-MAX_TRACEBACK:]
+    return whole
+
+
+def _place(tb: TracebackType | None) -> Place:
+    frames = []
+    while tb is not None:
+        frames.append((tb.tb_frame.f_code, tb.tb_lasti, tb.tb_lineno))
+        tb = tb.tb_next
+    return tuple(frames)
 
 
 def _below(error: BaseException, module: str) -> TracebackType | None:

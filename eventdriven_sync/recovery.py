@@ -9,21 +9,25 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.envelope import new_id
 from eventdriven_sync.errors import StoreError
+from eventdriven_sync.handlers import Handler
 from eventdriven_sync.lanes import Lane
 from eventdriven_sync.pool import Pool
 from eventdriven_sync.pulse import Pulse
 from eventdriven_sync.records import Delivery
-from eventdriven_sync.settling import Leases
+from eventdriven_sync.settling import NEVER, Leases
 from eventdriven_sync.store import Store
 
 log = logging.getLogger(__name__)
 
 # After an error of the store; its own client retries more finely while it waits.
 PAUSE_AFTER_ERROR = 1.0
+# While more is due than was claimed, and at least between two looks.
+BREATH = 0.01
 
 
 class RecoveryLane:
@@ -31,7 +35,6 @@ class RecoveryLane:
 
     Args:
         lanes: by handler name.
-        capacity: how many claimed deliveries may be held at once.
         max_lost: starts without outcome after which a delivery is dead.
         poll_every: seconds between two looks when nothing is known to be due earlier.
 
@@ -49,7 +52,6 @@ class RecoveryLane:
         worker: str,
         lease: float,
         poll_every: float,
-        capacity: int,
         max_lost: int = 3,
     ) -> None:
         self._store = store
@@ -59,10 +61,12 @@ class RecoveryLane:
         self._worker = worker
         self._lease = lease
         self._poll_every = poll_every
-        self._capacity = capacity
         self._max_lost = max_lost
-        self._stopping = threading.Event()
-        self._renewed = time.monotonic()
+        self._changed = threading.Condition()  # guards _claiming, _stopping and _next_look
+        self._claiming = True
+        self._stopping = False
+        self._next_look = self._renewed = time.monotonic()
+        self._more_is_due = False
         self._thread = threading.Thread(target=self._run, name="eventdriven-recovery", daemon=True)
         self.pulse = Pulse(self._thread, pause=max(poll_every, PAUSE_AFTER_ERROR))
 
@@ -72,13 +76,24 @@ class RecoveryLane:
 
     def stop(self) -> None:
         """Claim nothing more. Leases are still renewed until ``join``."""
-        self._capacity = 0
+        with self._changed:
+            self._claiming = False
 
     def join(self, timeout: float) -> None:
         """End the thread."""
-        self._stopping.set()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         if self._thread.ident:
             self._thread.join(timeout)
+
+    def expect(self, seconds: float) -> None:
+        """Something is due after so many seconds: look then, and not only when it is time anyway."""
+        at = time.monotonic() + max(seconds, BREATH)
+        with self._changed:
+            if at < self._next_look:
+                self._next_look = at
+                self._changed.notify_all()
 
     def claim(self) -> int:
         """Claim what is due and the pool can take; how many."""
@@ -91,17 +106,11 @@ class RecoveryLane:
         )
         postponed = self._postpone(claimed, token)
         kept = [delivery for delivery in claimed if delivery.id not in postponed]
-        for delivery in kept:
-            lane = self._lanes[delivery.handler]
-            attempt = Attempt(
-                handler=lane.handler,
-                delivery=delivery,
-                event=delivery.event,
-                token=delivery.token,
-                checked=True,
-            )
-            self._leases.hold([attempt])
-            self._pool.offer(lane, [attempt])
+        for name in dict.fromkeys(delivery.handler for delivery in kept):
+            lane = self._lanes[name]
+            attempts = [_attempt(lane.handler, each) for each in kept if each.handler == name]
+            self._leases.hold(attempts)
+            self._pool.offer(lane, attempts)
         return len(kept)
 
     def renew(self) -> None:
@@ -152,12 +161,10 @@ class RecoveryLane:
         free = {name: lane.share - held[name] for name, lane in self._lanes.items()}
         # Only what is half empty is asked for: else a busy handler would have every claim cut to one.
         handlers = [n for n, lane in self._lanes.items() if 2 * free[n] >= lane.share and not lane.paused]
-        room = min((free[name] for name in handlers), default=0)
-        return handlers, min(room, self._capacity - held.total())
+        return handlers, min((free[name] for name in handlers), default=0) if self._claiming else 0
 
     def _run(self) -> None:
-        pause = 0.0
-        while not self._stopping.wait(pause):
+        while self._slept():
             self.pulse.beat()
             try:
                 pause = self._round()
@@ -168,6 +175,18 @@ class RecoveryLane:
             except Exception:
                 log.exception("The recovery lane met an unexpected error and goes on")
                 pause = PAUSE_AFTER_ERROR
+            self.expect(pause)
+
+    def _slept(self) -> bool:
+        """Wait until it is time to look; False when told to stop."""
+        with self._changed:
+            while not self._stopping and (left := self._next_look - time.monotonic()) > 0:
+                self._changed.wait_for(partial(self._is_earlier, self._next_look), timeout=left)
+            self._next_look = NEVER  # what is expected from now on counts
+            return not self._stopping
+
+    def _is_earlier(self, moment: float) -> bool:
+        return self._stopping or self._next_look < moment
 
     def _round(self) -> float:
         now = time.monotonic()
@@ -175,8 +194,16 @@ class RecoveryLane:
             self.renew()
             self._renewed = now
         room = self._room()[1]
-        # A full claim means that more may be due; one that found less was all there was.
-        return 0.01 if 0 < room <= self.claim() else min(self._poll_every, self._lease / 3)
+        if room > 0:
+            # A full claim means that more may be due; one that found less was all there was.
+            self._more_is_due = self.claim() >= room
+        return BREATH if self._more_is_due else min(self._poll_every, self._lease / 3)
+
+
+def _attempt(handler: Handler, delivery: Delivery) -> Attempt:
+    return Attempt(
+        handler=handler, delivery=delivery, event=delivery.event, token=delivery.token, checked=True
+    )
 
 
 def _lasts(attempt: Attempt, until: float) -> bool:

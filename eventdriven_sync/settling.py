@@ -45,6 +45,7 @@ REFUSALS = 5
 # Outcomes of one write; and how many may wait before threads do.
 MAX_BATCH = 1000
 MAX_WAITING = 2000
+NEVER = float("inf")
 
 T = TypeVar("T")
 Settled = tuple[Attempt, Settlement]
@@ -96,6 +97,7 @@ class Settler:
 
     Args:
         dispatch: sends stored events to the broker; never blocks.
+        expect: hears in how many seconds something that was just recorded is due again.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Settler:
         lease: float,
         worker: str,
         dispatch: Callable[[Sequence[Envelope]], None],
+        expect: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._store = store
         self._leases = leases
@@ -114,6 +117,7 @@ class Settler:
         self._lease = lease
         self._worker = worker
         self._dispatch = dispatch
+        self._expect = expect
         self._stopping = threading.Event()
 
     def give_up(self) -> None:
@@ -147,20 +151,19 @@ class Settler:
         if not settled:
             return
         stamped: list[Settled] = []
-
-        def record() -> list[bool]:
-            # Anew at each try: the store may have been away for long.
-            stamped[:] = [(attempt, self._stamped(settlement)) for attempt, settlement in settled]
-            return self._store.deliveries.settle([settlement for _, settlement in stamped])
-
         try:
-            results = self._until_back(record)
+            # Stamped anew at each try: the store may have been away for long.
+            results = self._until_back(lambda: self._store.deliveries.settle(self._stamp(settled, stamped)))
         except StoreError as error:
             if isinstance(error, _PASSING):
                 raise
             self._settle_apart(settled, error)
             return
         self._settled(stamped, results)
+
+    def _stamp(self, settled: Sequence[Settled], stamped: list[Settled]) -> list[Settlement]:
+        stamped[:] = [(attempt, self._stamped(settlement)) for attempt, settlement in settled]
+        return [settlement for _, settlement in stamped]
 
     def _stamped(self, settlement: Settlement) -> Settlement:
         """What the handler published is accepted now, and not when it was published."""
@@ -181,9 +184,11 @@ class Settler:
         if emitted:
             self._dispatch(emitted)
         self._stats.count(*(settlement for _, settlement in recorded))
-        for attempt, settlement in recorded:
-            if not isinstance(settlement.outcome, Done):
-                _report(attempt, settlement)
+        failed = [pair for pair in recorded if not isinstance(pair[1].outcome, Done)]
+        if failed:
+            self._expect(min(s.outcome.after if isinstance(s.outcome, RetryAt) else NEVER for _, s in failed))
+        for attempt, settlement in failed:
+            _report(attempt, settlement)
 
     def forget(self, attempts: Sequence[Attempt]) -> None:
         """Unsettled and no longer kept alive: the broker, or the end of the lease, brings them again."""
@@ -193,8 +198,9 @@ class Settler:
     def _settle_apart(self, settled: Sequence[Settled], error: StoreError) -> None:
         """The store refuses something for good: the one in question ends as a dead letter, not the others."""
         if len(settled) > 1:
-            for pair in settled:
-                self.settle([pair])
+            middle = len(settled) // 2
+            self.settle(settled[:middle])
+            self.settle(settled[middle:])
             return
         attempt, settlement = settled[0]
         if isinstance(settlement.outcome, Dead):

@@ -223,6 +223,7 @@ class Worker:
             lease=settings.lease,
             worker=self.id,
             dispatch=self._bus.dispatch,
+            expect=lambda seconds: self._recovery.expect(seconds),
         )
         executor = Executor(
             codec=self._bus.codec,
@@ -246,7 +247,6 @@ class Worker:
             worker=self.id,
             lease=settings.lease,
             poll_every=settings.poll_every,
-            capacity=sum(lane.share for lane in self._lanes.values()),
             max_lost=settings.max_lost,
         )
         self._recorder = recorder_of(self._bus)

@@ -308,15 +308,22 @@ class Connection:
         Raises:
             PyMongoError: what was sent may have been written.
         """
-        refused: list[Document] = []
+        return self.write({"insert": name}, "documents", documents)[1]
+
+    def write(
+        self, command: Document, field: str, documents: Sequence[RawBSONDocument]
+    ) -> tuple[int, list[Document]]:
+        """A command that writes, ``insert`` or ``update``, as ``insert`` says; also how many were written."""
+        met, refused = 0, list[Document]()
         for first, portion in _portions(documents):
             answer = self.database.command(
-                {"insert": name, "ordered": False, "documents": portion, "writeConcern": DURABLE.document}
+                command | {"ordered": False, field: portion, "writeConcern": DURABLE.document}
             )
             if unmet := answer.get("writeConcernError"):
                 raise WriteConcernError(unmet.get("errmsg", "not replicated"), unmet.get("code"), answer)
+            met += answer["n"]
             refused += [each | {"index": first + each["index"]} for each in answer.get("writeErrors", ())]
-        return refused
+        return met, refused
 
     def share(
         self,

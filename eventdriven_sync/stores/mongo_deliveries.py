@@ -16,15 +16,8 @@ from eventdriven_sync.store import DeliveryQuery
 from eventdriven_sync.stores.collections import DELIVERIES, Document
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY
 from eventdriven_sync.stores.mongo_events import beyond, clean, span, stored_id
-from eventdriven_sync.stores.mongo_lanes import (
-    MongoLanes,
-    absent,
-    delivery_of,
-    embedded,
-    later,
-    literal,
-    raw_document,
-)
+from eventdriven_sync.stores.mongo_lanes import MongoLanes, delivery_of
+from eventdriven_sync.stores.mongo_outcomes import absent, embedded, later, literal, raw_document
 
 STATES = ("pending", "running", "retrying", "succeeded", "dead", "discarded")
 KEPT_ACTIONS = 20

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import attrs
 import bson
 from bson import DBRef, ObjectId
 from bson.errors import InvalidDocument
@@ -379,10 +378,15 @@ def beyond(where: Document, field: str, last: Document, direction: int) -> None:
 
 def failure_document(failure: Failure) -> Document:
     """The document of a failed attempt, in bounds and without what UTF-8 cannot hold."""
-    return attrs.asdict(failure) | {
+    return {
         "error_type": clean(failure.error_type, 200),
         "message": clean(failure.message, 2000),
         "traceback": clean(failure.traceback, 16 * 1024, tail=True),
+        "failed_at": failure.failed_at,
+        "attempt": failure.attempt,
+        "generation": failure.generation,
+        "worker": failure.worker,
+        "duration_ms": failure.duration_ms,
     }
 
 

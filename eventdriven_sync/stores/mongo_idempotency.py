@@ -11,7 +11,7 @@ from pymongo.errors import DuplicateKeyError
 from eventdriven_sync.records import IdempotencyRecord, Reply, check_reply
 from eventdriven_sync.stores.collections import IDEMPOTENCY, Document
 from eventdriven_sync.stores.connection import Link
-from eventdriven_sync.stores.mongo_lanes import later
+from eventdriven_sync.stores.mongo_outcomes import later
 
 _RUNNING = {"$eq": ["$state", "running"]}
 

@@ -7,43 +7,25 @@ path, and an insert cannot ask the server for its time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
-from bson.raw_bson import RawBSONDocument
-from pymongo import InsertOne, UpdateOne
-from pymongo.errors import BulkWriteError, PyMongoError
+import bson
+from pymongo.collection import Collection
+from pymongo.errors import PyMongoError
 
-from eventdriven_sync.envelope import Envelope
-from eventdriven_sync.errors import PayloadNotSerializable, StoreError
-from eventdriven_sync.fingerprint import fingerprint
-from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, Outcome, RetryAt
+from eventdriven_sync.errors import StoreError
+from eventdriven_sync.outcome import Failure
 from eventdriven_sync.records import Delivery, RawMessage, Settlement
 from eventdriven_sync.stores.collections import DELIVERIES, Document
 from eventdriven_sync.stores.connection import Connection, Link
 from eventdriven_sync.stores.mongo_errors import DUPLICATE_KEY, error_code, translated
 from eventdriven_sync.stores.mongo_events import (
-    Prepared,
     append_in,
-    clean,
-    encoded,
     envelope,
-    event_document,
-    failure_document,
     insert_events,
-    prepare,
-    stored_id,
 )
-
-KEPT_FAILURES = 10
-
-# About how large a recorded failure is; only the bound of a batch depends on it.
-_FAILURE_BYTES = 20_000
-_SUCCESS_BYTES = 1000
-
-_STATES = {Done: "succeeded", RetryAt: "retrying", Dead: "dead", Discarded: "discarded"}
+from eventdriven_sync.stores.mongo_outcomes import Record, later, literal, record_of
 
 # A lease that was still held ended with its worker.
 _CLAIMED: Document = {
@@ -55,18 +37,6 @@ _CLAIMED: Document = {
 
 # Of a failure that was read without it.
 _NO_STACK = {"traceback": ""}
-
-Pipeline = list[Document]
-
-
-class Record(NamedTuple):
-    """A settlement ready to be written. Encoded by its worker thread, so that a bad one fails nobody else."""
-
-    id: str
-    token: str
-    write: InsertOne[Any] | UpdateOne
-    emitted: tuple[Prepared, ...]
-    size: int
 
 
 class MongoLanes:
@@ -94,7 +64,7 @@ class MongoLanes:
         Raises:
             StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied.
         """
-        records = [_record(settlement) for settlement in settlements]
+        records = [record_of(settlement) for settlement in settlements]
         if not records:
             return []
         connection = self._link.now
@@ -117,17 +87,16 @@ class MongoLanes:
         Raises:
             StoreError: its cause says whether the transaction may be run again.
         """
-        record = _record(settlement)
+        record = record_of(settlement)
         connection = self._link.now
         if record.emitted:
             append_in(connection, session, record.emitted)
         try:
-            result = connection.collections[DELIVERIES].bulk_write([record.write], session=session)
+            return _write_in(connection.collections[DELIVERIES], record, session)
         except PyMongoError as error:
             if error_code(error) == DUPLICATE_KEY:
                 return False
             raise translated(error, "while recording an outcome", timeout=connection.timeout) from error
-        return result.inserted_count + result.matched_count + result.upserted_count == 1
 
     def held(self, ids: Sequence[str]) -> dict[str, str]:
         """The tokens of those that are running."""
@@ -166,7 +135,10 @@ class MongoLanes:
         claim = [{"$set": literal({"token": token, "worker": worker}) | _CLAIMED | {"due_at": later(lease)}}]
         connection.call(action, lambda: target.update_many({"_id": {"$in": ids}} | due, claim))
         mine = {"_id": {"$in": ids}, "token": token, "state": "running"}
-        found = connection.call(action, lambda: {d["_id"]: d for d in target.find(mine)})
+        # Where earlier attempts failed is for people, and may be much.
+        found = connection.call(
+            action, lambda: {d["_id"]: d for d in target.find(mine, {"failures.traceback": 0})}
+        )
         return [delivery_of(found[key]) for key in ids if key in found]
 
     def renew(self, delivery_ids: Sequence[str], *, token: str, lease: float) -> set[str]:
@@ -211,21 +183,28 @@ def write_records(connection: Connection, records: Sequence[Record]) -> list[boo
     return [refused[record.id] if record.id in refused else next(recorded) for record in records]
 
 
+def _write_in(target: Collection[Any], record: Record, session: Any) -> bool:
+    if not record.update:
+        target.insert_one(record.raw, session=session)
+        return True
+    statement = bson.decode(record.raw.raw)
+    return target.update_one(statement["q"], statement["u"], session=session).matched_count == 1
+
+
 def _write_outcomes(connection: Connection, records: Sequence[Record]) -> list[bool | BaseException]:
-    target = connection.collections[DELIVERIES]
+    updates = [index for index, record in enumerate(records) if record.update]
+    inserts = [index for index, record in enumerate(records) if not record.update]
     failed: dict[int, Document] = {}
-    try:
-        writes = [record.write for record in records]
-        counts: Mapping[str, Any] = target.bulk_write(writes, ordered=False).bulk_api_result
-    except BulkWriteError as error:
-        counts = error.details
-        if counts.get("writeConcernErrors"):
-            raise
-        failed = {item["index"]: item for item in counts["writeErrors"]}
-    updates = [record.id for record in records if isinstance(record.write, UpdateOne)]
-    if not failed and counts["nMatched"] + counts["nUpserted"] == len(updates):
+    met = 0
+    if inserts:
+        _, refused = connection.write({"insert": DELIVERIES}, "documents", [records[i].raw for i in inserts])
+        failed = {inserts[each["index"]]: each for each in refused}
+    if updates:
+        met, refused = connection.write({"update": DELIVERIES}, "updates", [records[i].raw for i in updates])
+        failed |= {updates[each["index"]]: each for each in refused}
+    if not failed and met == len(updates):
         return [True] * len(records)
-    owners = _owners(connection, [*updates, *(records[index].id for index in failed)])
+    owners = _owners(connection, [records[index].id for index in {*updates, *failed}])
     return [_recorded(record, failed.get(i), owners) for i, record in enumerate(records)]
 
 
@@ -242,152 +221,9 @@ def _recorded(record: Record, failed: Document | None, owners: Mapping[str, str]
             f"MongoDB refused the outcome of {record.id}: {failed.get('errmsg', '')[:200]}",
             code=failed["code"],
         )
-    if failed is None and isinstance(record.write, InsertOne):
+    if failed is None and not record.update:
         return True
     return owners.get(record.id) == record.token
-
-
-def _record(settlement: Settlement) -> Record:
-    """What to write for a settlement: an insert wherever possible, since an update costs a multiple."""
-    outcome, key = settlement.outcome, settlement.delivery_id
-    if type(outcome) is Done and not settlement.claimed and not settlement.emitted:
-        return Record(key, settlement.token, InsertOne(_success(key, settlement)), (), _SUCCESS_BYTES)
-    # An attempt without success publishes nothing.
-    emitted = tuple(prepare(event) for event in settlement.emitted) if isinstance(outcome, Done) else ()
-    write: InsertOne[Any] | UpdateOne
-    fields = _outcome_fields(settlement)
-    size = _SUCCESS_BYTES
-    if settlement.claimed:
-        where = {"_id": key, "token": settlement.token, "state": "running"}
-        write = UpdateOne(where, _update(outcome, fields))
-    elif isinstance(outcome, RetryAt):
-        first = literal(_first_fields(settlement) | fields) | {"due_at": later(outcome.after)}
-        write = UpdateOne(absent(key), [{"$set": first}], upsert=True)
-    else:
-        ended = settlement.started_at + timedelta(milliseconds=settlement.duration_ms)
-        document: Document = {"_id": key, "settled_at": ended} | _first_fields(settlement) | fields
-        raw = encoded(document, what=f"outcome of {key}")
-        write, size = InsertOne(raw), len(raw.raw)
-    if isinstance(write, UpdateOne) and "failures" in fields:
-        size += _FAILURE_BYTES + (len(settlement.raw.data) if settlement.raw else 0)
-    return Record(key, settlement.token, write, emitted, size + sum(len(e.raw.raw) for e in emitted))
-
-
-def _success(key: str, settlement: Settlement) -> Document:
-    """What nearly every event comes to. It holds nothing that cannot be encoded."""
-    event_id, started_at = stored_id(settlement.event_id), settlement.started_at
-    own = settlement.operation_id == settlement.event_id
-    return {
-        "_id": key,
-        "settled_at": started_at + timedelta(milliseconds=settlement.duration_ms),
-        "handler": settlement.handler,
-        "event_id": event_id,
-        "event_name": settlement.event_name,
-        "operation_id": event_id if own else stored_id(settlement.operation_id),
-        "attempts": 1,
-        "failed": 0,
-        "generation": 0,
-        "lost": 0,
-        "created_at": started_at,
-        "token": settlement.token,
-        "state": "succeeded",
-        "started_at": started_at,
-        "duration_ms": settlement.duration_ms,
-        "worker": settlement.worker,
-    }
-
-
-def _first_fields(settlement: Settlement) -> Document:
-    """The fields of a first record that no later attempt changes, and its counters."""
-    return {
-        "handler": settlement.handler,
-        "event_id": stored_id(settlement.event_id),
-        "event_name": settlement.event_name,
-        "operation_id": stored_id(settlement.operation_id),
-        "attempts": 1,
-        "failed": int(isinstance(settlement.outcome, RetryAt | Dead)),
-        "generation": 0,
-        "lost": 0,
-        "created_at": settlement.started_at,
-        "token": settlement.token,
-    }
-
-
-def _outcome_fields(settlement: Settlement) -> Document:
-    """The fields that every outcome sets; of a failure also what is needed to try again."""
-    outcome = settlement.outcome
-    fields: Document = {
-        "state": _STATES[type(outcome)],
-        "started_at": settlement.started_at,
-        "duration_ms": settlement.duration_ms,
-        "worker": settlement.worker,
-    }
-    if isinstance(outcome, Dead | Discarded):
-        fields["reason"] = clean(outcome.reason, 2000)
-    if isinstance(outcome, Done | Discarded):
-        return fields
-    failure = failure_document(outcome.failure)
-    # The last error stands where queries find it.
-    fields |= {
-        "failures": [failure],
-        "error_type": failure["error_type"],
-        "error_message": failure["message"],
-        "fingerprint": fingerprint(failure["error_type"], failure["message"]),
-    }
-    if settlement.event is not None:
-        fields["event"] = embedded(settlement.event)
-    if settlement.raw is not None:
-        fields["raw"] = raw_document(settlement.raw)
-    return fields
-
-
-def _update(outcome: Outcome, fields: Document) -> Pipeline:
-    """The update that records an outcome in an existing record."""
-    changes = literal(fields)
-    if isinstance(outcome, Done | Discarded):
-        return [{"$set": changes | {"settled_at": "$$NOW"}}, {"$unset": ["due_at", "event", "raw"]}]
-    failures = {"$concatArrays": [{"$ifNull": ["$failures", []]}, changes["failures"]]}
-    changes["failures"] = {"$slice": [failures, -KEPT_FAILURES]}
-    changes["failed"] = {"$add": ["$failed", 1]}
-    if isinstance(outcome, RetryAt):
-        return [{"$set": changes | {"due_at": later(outcome.after)}}]
-    return [{"$set": changes | {"settled_at": "$$NOW"}}, {"$unset": ["due_at"]}]
-
-
-def embedded(event: Envelope) -> RawBSONDocument:
-    """The event within a delivery. One that MongoDB cannot hold (it came from elsewhere) is kept as JSON."""
-    document = event_document(event)
-    try:
-        return encoded(document, what=f"event {event.id}")
-    except PayloadNotSerializable:
-        return encoded(document | {"data": None, "json": json.dumps(event.data)}, what=f"event {event.id}")
-
-
-def raw_document(raw: RawMessage) -> Document:
-    """The document of a message as it came; headers as pairs, since their names may be anything."""
-    headers = [[clean(name, 200), clean(value, 4096)] for name, value in raw.headers.items()]
-    return {
-        "stream": raw.stream,
-        "sequence": raw.sequence,
-        "subject": clean(raw.subject, 1024),
-        "headers": headers,
-        "data": raw.data,
-    }
-
-
-def absent(key: str) -> Document:
-    """A filter that only ever inserts: a record has a state, so an existing one makes it a duplicate key."""
-    return {"_id": key, "state": {"$exists": False}}
-
-
-def literal(fields: Mapping[str, Any]) -> Document:
-    """As values of a pipeline, where a text beginning with ``$`` would name a field."""
-    return {name: {"$literal": value} for name, value in fields.items()}
-
-
-def later(seconds: float) -> Document:
-    """So many seconds from the server's now."""
-    return {"$add": ["$$NOW", round(seconds * 1000)]}
 
 
 def delivery_of(document: Mapping[str, Any]) -> Delivery:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventdriven_sync import Discard, Reject, Retry
+from eventdriven_sync import outcome as module
 from eventdriven_sync.errors import EventDrivenError, InvalidDelay
 from eventdriven_sync.outcome import (
     FINAL_STATES,
@@ -142,3 +143,37 @@ def test_a_stack_without_secrets_is_kept_as_it_is() -> None:
     assert stack_of(error, below="nowhere") == expected
     assert stack_of(error, below="nowhere") == expected, "also the second time"
     assert len(stack_of(raised(ValueError("z" * 40_000)), below="nowhere").encode()) <= MAX_TRACEBACK
+
+
+def fail(message: str, chained: bool = False) -> None:
+    try:
+        raise KeyError("inner")
+    except KeyError as error:
+        if chained:
+            raise ValueError(message) from error
+    raise ValueError(message)
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("messages", [("no", "no"), ("first\nline", "second"), ("a", "")])
+def test_a_stack_reads_as_python_prints_it_however_often_it_was_made(
+    messages: tuple[str, str], chained: bool
+) -> None:
+    for message in messages:
+        with pytest.raises(ValueError) as caught:
+            fail(message, chained)
+        error = caught.value
+        error.add_note(f"note of {message}")
+        printed = "".join(traceback.format_exception(error))
+        assert stack_of(error, below="nowhere") == printed
+
+
+def test_few_stacks_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_known_frames", kept := {})
+    for number in range(200):
+        namespace: dict[str, Any] = {}
+        exec(f"def fail():\n    raise ValueError({number})", namespace)
+        with pytest.raises(ValueError) as caught:
+            namespace["fail"]()
+        assert f"ValueError: {number}" in stack_of(caught.value, below="nowhere")
+    assert 0 < len(kept) <= module._FRAMES_MOST

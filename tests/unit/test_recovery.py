@@ -1,18 +1,23 @@
 """The recovery lane: claims within its share, keeps its leases, notices those it lost."""
 
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tenacity import wait_fixed
 
+from eventdriven_sync import RetryPolicy
 from eventdriven_sync import executor as executor_module
 from eventdriven_sync import recovery as recovery_module
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import StoreUnavailable
 from eventdriven_sync.handlers import Handler
+from eventdriven_sync.lanes import MAX_CLAIM
 from eventdriven_sync.outcome import Done, RetryAt
 from eventdriven_sync.recovery import RecoveryLane
+from eventdriven_sync.settling import NEVER
 from eventdriven_sync.stores.memory import MemorySession
 from tests.polling import eventually
 from tests.unit.rig import Gate, Renamed, Rig
@@ -33,7 +38,6 @@ def recovery(rig: Rig, *handlers: Handler, threads: int = 2, **options: Any) -> 
     settings: dict[str, Any] = {
         "lease": 30.0,
         "poll_every": 0.02,
-        "capacity": sum(lane.share for lane in lanes.values()),
     }
     return RecoveryLane(
         store=rig.store, pool=pool, lanes=lanes, leases=rig.leases, worker="rig", **(settings | options)
@@ -76,6 +80,41 @@ def test_a_batch_handler_may_hold_a_full_batch(rig: Rig) -> None:
     handler = rig.batch_handler(count, max_size=50)
     pending(rig, handler, 60)
     assert recovery(rig, handler).claim() == 50
+
+
+def test_a_handler_that_proves_fast_may_hold_more_and_a_slow_one_two_for_each_slot(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    lane = rig.pool(threads=2).lane(handler)
+    assert lane.share == 4
+    shares = {}
+    for pace in (1.0, 0.01, 1e-5):
+        lane.pace = pace
+        shares[pace] = lane.share
+    assert shares == {1.0: 4, 0.01: 20, 1e-5: MAX_CLAIM}
+
+
+def test_what_is_expected_sooner_is_looked_for_sooner(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    lane = recovery(rig, handler, poll_every=60.0)
+    lane.start()
+    eventually(lambda: lane._next_look > time.monotonic() + 5 and lane._next_look != NEVER)
+    pending(rig, handler, 1)
+    lane.expect(30.0)
+    assert len(rig.leases) == 0
+    lane.expect(0.0)
+    eventually(lambda: len(rig.leases) == 1, timeout=5)
+    lane.join(5)
+
+
+def test_a_failure_tells_when_it_is_due_again(rig: Rig) -> None:
+    expected: list[float] = []
+    rig.settler._expect = expected.append
+    policy = RetryPolicy(wait=wait_fixed(7))
+    handler = rig.handler(lambda e: None, name="keep", retry=policy)
+    attempt = rig.arrived(handler, ADA)
+    rig.executor.read(attempt)
+    rig.settler.settle([(attempt, rig.executor.settlement(attempt, ValueError("no")))])
+    assert expected == [7.0]
 
 
 def test_told_to_stop_it_claims_nothing_and_still_renews(rig: Rig) -> None:
@@ -193,7 +232,6 @@ def test_nothing_is_claimed_for_a_paused_handler(rig: Rig) -> None:
         worker="rig",
         lease=30.0,
         poll_every=0.02,
-        capacity=10,
     )
     pool.pause(lane)
     assert recovering.claim() == 0
