@@ -20,8 +20,8 @@ MAX_CHUNK = 256
 # shorter than the second is not worth another thread.
 CHUNK_SECONDS, SHARED_SECONDS = 0.01, 0.001
 # Of a handler that is faster than this, one thread at a time asks what is known of its chunk: what arrives
-# meanwhile is the next chunk.
-FAST = 0.001
+# meanwhile is the next chunk, unless it is so many that they are worth a question of their own.
+FAST, WORTH_ASKING = 0.001, 64
 HELD_SECONDS = 0.5
 MAX_WINDOW = 2000
 CLAIMED_SECONDS = 0.1
@@ -56,7 +56,8 @@ class Lane:
         """Whether a thread could take something now."""
         if self.paused or self.running >= self.slots:
             return False
-        return bool(self.batches) or (bool(self.backlog) and not (self.asking and self.pace < FAST))
+        gathers = self.asking and self.pace < FAST and len(self.backlog) < WORTH_ASKING
+        return bool(self.batches) or (bool(self.backlog) and not gathers)
 
     def window(self) -> int:
         """How many messages to hold: what the slots can work off in half a second, at least two each.

@@ -42,8 +42,10 @@ log = logging.getLogger(__name__)
 # What is waited for, however long it takes. Any other error of the store is believed when it is repeated.
 _PASSING = (StoreUnavailable, PublishOutcomeUnknown, StorePermissionDenied)
 REFUSALS = 5
-# Outcomes of one write; and how many may wait before threads do.
-MAX_BATCH = 1000
+# Outcomes of one write; how many make a second thread encode theirs while the first waits for the server;
+# and how many may wait before threads do.
+MAX_BATCH = 500
+WORTH_ANOTHER = 100
 MAX_WAITING = 2000
 NEVER = float("inf")
 
@@ -269,7 +271,8 @@ class Unsettled:
     """What has ended and is not recorded yet: threads leave it here and run on, one of them settles for all.
 
     Nobody sleeps to gather a batch: a thread that finds nobody settling does it, and everything that ends
-    meanwhile is the next batch. Thread-safe.
+    meanwhile is the next batch. If that is much, another thread encodes it while the first one waits for
+    the server. Thread-safe.
 
     Args:
         settle: records and acknowledges.
@@ -287,10 +290,11 @@ class Unsettled:
         self._settle = settle
         self._give_up = give_up
         self._on_empty = on_empty
-        self._changed = threading.Condition()  # guards _waiting, _count and _settling
+        self._changed = threading.Condition()  # guards everything below
         self._waiting: deque[Sequence[Settled]] = deque()
-        self._count = 0
-        self._settling = False
+        self._left = 0  # how many wait
+        self._count = 0  # how many are not settled
+        self._settling = 0  # how many threads do
 
     @property
     def empty(self) -> bool:
@@ -306,9 +310,10 @@ class Unsettled:
             self._changed.wait_for(lambda: self._count < MAX_WAITING or not self._settling)
             self._waiting.append(settled)
             self._count += len(settled)
+            self._left += len(settled)
 
     def work_off(self) -> None:
-        """Settle everything that waits, unless another thread does; that one takes it as well."""
+        """Settle everything that waits, unless other threads do; they take it as well."""
         while batch := self._take():
             try:
                 self._settle(batch)
@@ -319,17 +324,17 @@ class Unsettled:
 
     def _take(self) -> list[Settled]:
         with self._changed:
-            if self._settling:
-                return []
+            enough = not self._settling or (self._settling == 1 and self._left >= WORTH_ANOTHER)
             batch: list[Settled] = []
-            while self._waiting and (not batch or len(batch) + len(self._waiting[0]) <= MAX_BATCH):
+            while enough and self._waiting and (not batch or len(batch) + len(self._waiting[0]) <= MAX_BATCH):
                 batch += self._waiting.popleft()
-            self._settling = bool(batch)
+            self._left -= len(batch)
+            self._settling += bool(batch)
             return batch
 
     def _done(self, count: int) -> None:
         with self._changed:
-            self._settling = False
+            self._settling -= 1
             self._count -= count
             self._changed.notify_all()
             empty = not self._count

@@ -89,6 +89,24 @@ def test_a_batch_is_bounded_and_what_one_thread_left_stays_together(
     assert desk.batches == [3, 2, 6, 1]
 
 
+def test_much_is_encoded_by_a_second_thread_and_never_by_a_third(
+    desk: Desk, ended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WORTH_ANOTHER", 3)
+    threads = []
+    for count in (1, 3):
+        desk.unsettled.leave(ended(count))
+        threads.append(run(desk.unsettled.work_off))
+        assert desk.entered.acquire(timeout=10)
+    desk.unsettled.leave(ended(5))
+    desk.unsettled.work_off()  # returns at once: two are at it
+    assert not desk.entered.acquire(timeout=0.1)
+    desk.going.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(desk.batches) == [1, 3, 5]
+
+
 def test_what_cannot_be_settled_is_given_up_and_the_rest_goes_on(desk: Desk, ended: Any) -> None:
     desk.error = SystemExit("no")
     desk.going.set()
