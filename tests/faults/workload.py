@@ -83,14 +83,18 @@ class Disturbed(Exception):
     """What handlers fail with."""
 
 
-def work(journal: Journal, load: Load, handler: str, asked: WorkAsked) -> None:
-    """Say that it began, take some time, and fail if that is this event's or this attempt's lot."""
+def begin(journal: Journal, handler: str) -> None:
+    """Say that an attempt began: before anything of it may wait for a server."""
     envelope = current_envelope()
     assert envelope is not None
     journal.note("start", handler=handler, id=envelope.id)
+
+
+def work(journal: Journal, load: Load, handler: str, asked: WorkAsked) -> None:
+    """Take some time, and fail if that is this event's or this attempt's lot."""
     threading.Event().wait(load.shortest + (load.longest - load.shortest) * random.random() ** 3)
     if load.fails_for_ever(asked.number) or random.random() < load.transient:
-        journal.note("failed", handler=handler, id=envelope.id)
+        journal.note("failed", handler=handler, id=event_id(asked.number))
         raise Disturbed(f"number {asked.number}")
 
 
@@ -110,6 +114,7 @@ def _build_ledger(bus: EventBus, journal: Journal, load: Load) -> None:
 
     @bus.group("Ledger").handler(WorkAsked, transactional=True, retry=load.retry())
     def book(asked: WorkAsked, session: Any) -> None:
+        begin(journal, TRANSACTIONAL)
         session.client[database][EFFECTS].update_one(
             {"_id": event_id(asked.number)}, {"$inc": {"times": 1}}, upsert=True, session=session
         )
@@ -120,5 +125,6 @@ def _build_ledger(bus: EventBus, journal: Journal, load: Load) -> None:
 def _build_mail(bus: EventBus, journal: Journal, load: Load) -> None:
     @bus.group("Mail").handler(WorkAsked, retry=load.retry())
     def send(asked: WorkAsked) -> None:
+        begin(journal, PLAIN)
         work(journal, load, PLAIN, asked)
         journal.note("done", handler=PLAIN, id=event_id(asked.number))
