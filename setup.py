@@ -88,6 +88,14 @@ TEST = [
     "setuptools>=77",
     "sybil>=9",
 ]
+BENCH = [
+    *EMBEDDED,
+    *FAST,
+    "celery[redis]>=5.4",
+    "dramatiq[rabbitmq,redis]>=2",
+    "faststream[nats]>=0.7",
+    "psutil>=6",
+]
 DOCS = ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"]
 # The formatter's style changes between minor versions: one version range for everybody.
 DEV = [*TEST, "coverage>=7.6", "ruff>=0.17.6,<0.18", "tox>=4.20", "tox-uv>=1.20"]
@@ -141,6 +149,7 @@ setup(
         "embedded": extra(EMBEDDED),
         "demo": extra(DEMO),
         "test": extra(TEST),
+        "bench": extra(BENCH),
         "docs": extra(DOCS),
         "dev": extra(DEV),
         "all": extra(ALL),

@@ -1,0 +1,403 @@
+"""This library and its peers on the same work, each as publisher and as worker in a process of its own.
+
+``python -m benchmarks.peers PEER publish|work`` prints one line of JSON; ``benchmarks.contest`` runs them.
+The environment has ``BENCH_NATS``, ``BENCH_MONGO``, ``BENCH_REDIS``, ``BENCH_RABBIT``,
+``BENCH_NAME``. Give numbers of events that 8 and 32 divide: threads share them evenly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from benchmarks.shop import in_threads, percentile
+
+Payload = dict[str, Any]
+Publish = Callable[[Payload], object]
+THREADS = 8
+LIMIT = 120.0
+WARM_UP = 20
+
+
+def payload(number: int, *, warm_up: bool = False) -> Payload:
+    """About 200 bytes of JSON; ``sent`` is the system's monotonic clock, or 0 of what is not counted."""
+    sent = 0.0 if warm_up else time.monotonic()
+    return {"number": number, "customer": "c" * 40, "text": "x" * 110, "sent": sent}
+
+
+class Seen:
+    """Counts what a worker handled, and how long each event was under way, until all were."""
+
+    def __init__(self, wanted: int) -> None:
+        self.done = threading.Event()
+        self.latencies: list[float] = []
+        self.began = self.ended = 0.0
+        self.first_sent = math.inf
+        self._lock = threading.Lock()  # guards latencies
+        self._wanted = wanted
+        self._warmed = False
+
+    def __call__(self, event: Payload) -> None:
+        now = time.monotonic()
+        if not event["sent"]:
+            return self._warm()
+        with self._lock:
+            self.began = self.began or now
+            self.first_sent = min(self.first_sent, event["sent"])
+            self.latencies.append((now - event["sent"]) * 1000)
+            if len(self.latencies) == self._wanted:
+                self.ended = now
+                self.done.set()
+        return None
+
+    def _warm(self) -> None:
+        """Tells whoever started this worker that it works."""
+        with self._lock:
+            first, self._warmed = not self._warmed, True
+        if first:
+            print('\n{"warm": true}', flush=True)
+
+
+def url(server: str) -> str:
+    return os.environ[f"BENCH_{server}"]
+
+
+def name() -> str:
+    return os.environ["BENCH_NAME"]
+
+
+# --- each peer: a publish function, and a worker that runs until the process ends -----------------------
+
+
+class Ours:
+    """This library; ``durability`` says who holds an event when publish returns."""
+
+    def __init__(self, durability: Any) -> None:
+        from eventdriven_sync import EventBus, event
+
+        self.bus = EventBus(nats=url("NATS"), mongo=url("MONGO"), namespace=name())
+
+        class Ordered:
+            number: int
+            customer: str
+            text: str
+            sent: float
+
+        self.event = event("Bench.ordered", durability=durability)(Ordered)
+
+    def publisher(self) -> Publish:
+        return lambda each: self.bus.publish(self.event(**each))
+
+    def many(self, events: list[Payload]) -> None:
+        self.bus.publish_many([self.event(**each) for each in events])
+
+    def finish(self) -> None:
+        self.bus.flush(timeout=60)
+        self.bus.close()
+
+    def work(self, handlers: list[Callable[[Payload], None]]) -> None:
+        from eventdriven_sync import Worker
+
+        for number, handler in enumerate(handlers):
+            self._subscribe(number, handler)
+        Worker(self.bus, threads=THREADS).start()
+
+    def _subscribe(self, number: int, handler: Callable[[Payload], None]) -> None:
+        @self.bus.group(f"Group{number}").handler(self.event, name="count", start="all")
+        def count(ordered: Any) -> None:
+            handler({"sent": ordered.sent})
+
+
+class Naive:
+    """What is written by hand: a loop in a thread, one MongoDB write per event and per handling."""
+
+    def __init__(self) -> None:
+        import pymongo
+
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        database = pymongo.MongoClient(url("MONGO")).get_default_database()
+        concern = pymongo.WriteConcern(w="majority", j=True)
+        self.events = database.get_collection("naive_events", write_concern=concern)
+        self.handlings = database.get_collection("naive_handlings", write_concern=concern)
+        self.wait(self._connect())
+
+    def wait(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+
+    async def _connect(self) -> None:
+        import nats
+
+        client = await nats.connect(url("NATS"))
+        self.js = client.jetstream()
+        await self.js.add_stream(name=f"{name()}_naive", subjects=[f"{name()}.naive"])
+
+    def publisher(self) -> Publish:
+        def publish(each: Payload) -> None:
+            stored = {**each}
+            self.events.insert_one(stored)
+            headers = {"Nats-Msg-Id": str(stored["_id"])}
+            self.wait(self.js.publish(f"{name()}.naive", json.dumps(each).encode(), headers=headers))
+
+        return publish
+
+    def finish(self) -> None:
+        """Nothing is on its way."""
+
+    def work(self, handlers: list[Callable[[Payload], None]]) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        for number, handler in enumerate(handlers):
+            pool = ThreadPoolExecutor(THREADS)
+            asyncio.run_coroutine_threadsafe(self._pull(f"h{number}", handler, pool), self.loop)
+
+    async def _pull(self, durable: str, handler: Callable[[Payload], None], pool: Any) -> None:
+        import nats.errors
+
+        pull = await self.js.pull_subscribe(f"{name()}.naive", durable=durable)
+        while True:
+            try:
+                messages = await pull.fetch(100, timeout=1)
+            except nats.errors.TimeoutError:
+                continue
+            await asyncio.gather(
+                *(self.loop.run_in_executor(pool, self._handle, durable, handler, each) for each in messages)
+            )
+
+    def _handle(self, durable: str, handler: Callable[[Payload], None], message: Any) -> None:
+        handler(json.loads(message.data))
+        self.handlings.insert_one({"handler": durable, "sequence": message.metadata.sequence.stream})
+        self.wait(message.ack())
+
+
+class CeleryPeer:
+    """Celery with a pool of threads; no result backend."""
+
+    def __init__(self, broker: str, *, confirmed: bool = False) -> None:
+        import celery
+
+        self.app = celery.Celery(name(), broker=broker)
+        self.app.conf.update(
+            task_default_queue=name(),
+            task_ignore_result=True,
+            broker_connection_retry_on_startup=True,
+            worker_hijack_root_logger=False,
+            worker_redirect_stdouts=False,
+            broker_transport_options={"confirm_publish": True} if confirmed else {},
+        )
+        self.handlers: list[Callable[[Payload], None]] = []
+
+        @self.app.task(name="bench.handle")
+        def handle(event: Payload) -> None:
+            for handler in self.handlers:
+                handler(event)
+
+        self.task = handle
+
+    def publisher(self) -> Publish:
+        return self.task.delay
+
+    def finish(self) -> None:
+        self.app.close()
+
+    def work(self, handlers: list[Callable[[Payload], None]]) -> None:
+        self.handlers = handlers
+        arguments = ["worker", "--pool=threads", f"--concurrency={THREADS}", "--loglevel=ERROR"]
+        arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        threading.Thread(target=lambda: self.app.worker_main(arguments), daemon=True).start()
+
+
+class DramatiqPeer:
+    """Dramatiq with its worker's threads; no result backend."""
+
+    def __init__(self, broker: str, *, confirmed: bool = False) -> None:
+        import dramatiq
+
+        self.broker = self._broker(broker, confirmed)
+        dramatiq.set_broker(self.broker)
+        self.handlers: list[Callable[[Payload], None]] = []
+
+        def handle(event: Payload) -> None:
+            for handler in self.handlers:
+                handler(event)
+
+        self.actor = dramatiq.actor(handle, actor_name="handle", queue_name=name())
+
+    @staticmethod
+    def _broker(broker: str, confirmed: bool) -> Any:
+        if broker.startswith("redis"):
+            from dramatiq.brokers.redis import RedisBroker
+
+            return RedisBroker(url=broker)
+        from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+        return RabbitmqBroker(url=broker, confirm_delivery=confirmed)
+
+    def publisher(self) -> Publish:
+        return self.actor.send
+
+    def finish(self) -> None:
+        self.broker.close()
+
+    def work(self, handlers: list[Callable[[Payload], None]]) -> None:
+        import dramatiq
+
+        self.handlers = handlers
+        dramatiq.Worker(self.broker, worker_threads=THREADS).start()
+
+
+class FastStreamPeer:
+    """FastStream on JetStream: async through and through, so a "thread" is a task of its loop."""
+
+    def __init__(self) -> None:
+        from faststream.nats import JStream, NatsBroker
+
+        self.broker = NatsBroker(url("NATS"))
+        self.stream = JStream(name=f"{name()}_fs", subjects=[f"{name()}.fs"])
+        self.subject = f"{name()}.fs"
+
+    async def publish_all(self, tasks: int, each: int, rate: float, took: list[float]) -> float:
+        await self.broker.connect()
+        with_stream = {"stream": self.stream.name}
+        await self.broker.config.connection_state.stream.add_stream(  # before the first confirmation
+            name=self.stream.name, subjects=[self.subject]
+        )
+
+        async def one(task: int) -> None:
+            for n in range(each):
+                if rate:
+                    await asyncio.sleep(began + n / rate - time.perf_counter())
+                begun = time.perf_counter()
+                await self.broker.publish(payload(task * each + n), self.subject, **with_stream)
+                took.append((time.perf_counter() - begun) * 1000)
+
+        for n in range(WARM_UP):
+            await self.broker.publish(payload(n, warm_up=True), self.subject, **with_stream)
+        began = time.perf_counter()
+        await asyncio.gather(*(one(task) for task in range(tasks)))
+        seconds = time.perf_counter() - began
+        await self.broker.stop()
+        return seconds
+
+    def work(self, handlers: list[Callable[[Payload], None]]) -> None:
+        from faststream.nats import PullSub
+
+        for number, handler in enumerate(handlers):
+            self.broker.subscriber(
+                self.subject,
+                stream=self.stream,
+                durable=f"h{number}",
+                pull_sub=PullSub(batch_size=100),
+                max_workers=THREADS,
+            )(_plain(handler))
+        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
+
+    async def _serve(self) -> None:
+        await self.broker.start()
+        await asyncio.Event().wait()
+
+
+def _plain(handler: Callable[[Payload], None]) -> Any:
+    """FastStream reads a handler's signature: one parameter."""
+
+    async def handle(event: dict) -> None:  # type: ignore[type-arg]
+        handler(event)
+
+    return handle
+
+
+PEERS: dict[str, Callable[[], Any]] = {
+    "ours, stored": lambda: Ours("store"),
+    "ours, broker": lambda: Ours("broker"),
+    "naive bridge": Naive,
+    "Celery, Redis": lambda: CeleryPeer(url("REDIS")),
+    "Celery, RabbitMQ confirmed": lambda: CeleryPeer(url("RABBIT"), confirmed=True),
+    "Dramatiq, Redis": lambda: DramatiqPeer(url("REDIS")),
+    "Dramatiq, RabbitMQ confirmed": lambda: DramatiqPeer(url("RABBIT"), confirmed=True),
+    "FastStream, JetStream": FastStreamPeer,
+}
+
+
+# --- the two roles --------------------------------------------------------------------------------------
+
+
+def publish(peer: Any, options: argparse.Namespace) -> dict[str, float]:
+    """So many events from so many threads, or in calls of ``many``, or at a rate."""
+    took: list[float] = []
+    each = options.events // options.threads
+    if not isinstance(peer, FastStreamPeer):
+        send = peer.publisher()
+        for n in range(WARM_UP):
+            send(payload(n, warm_up=True))
+    cpu = time.process_time()
+    if isinstance(peer, FastStreamPeer):
+        seconds = asyncio.run(peer.publish_all(options.threads, each, options.rate, took))
+    elif options.many:
+        calls = max(options.events // options.many, 1)
+        seconds = in_threads(1, calls, lambda n: peer.many([payload(k) for k in range(options.many)]))
+    else:
+        seconds = in_threads(options.threads, each, _timed(send, took, options.rate))
+    cpu = time.process_time() - cpu
+    if not isinstance(peer, FastStreamPeer):
+        peer.finish()
+    found = {"per_second": options.events / seconds, "publisher_us": cpu * 1e6 / max(options.events, 1)}
+    return found | ({"p50_ms": percentile(took, 0.5), "p99_ms": percentile(took, 0.99)} if took else {})
+
+
+def _timed(send: Publish, took: list[float], rate: float) -> Callable[[int], None]:
+    began = time.perf_counter()
+
+    def one(number: int) -> None:
+        if rate:
+            time.sleep(max(0.0, began + number / rate - time.perf_counter()))
+        begun = time.perf_counter()
+        send(payload(number))
+        took.append((time.perf_counter() - begun) * 1000)
+
+    return one
+
+
+def work(peer: Any, options: argparse.Namespace) -> dict[str, float]:
+    """Handle so many; the time runs from the first of them, ``live`` from when the first was published."""
+    seen = Seen(options.events * options.handlers)
+    cpu = time.process_time()
+    peer.work([seen] * options.handlers)
+    if not seen.done.wait(LIMIT):
+        raise SystemExit(f"only {len(seen.latencies)} of {options.events} handled within {LIMIT:g} s")
+    handled = options.events * options.handlers
+    return {
+        "per_second": handled / (seen.ended - seen.began),
+        "live_per_second": handled / (seen.ended - seen.first_sent),
+        "worker_us": (time.process_time() - cpu) * 1e6 / handled,
+        "worker_mb": psutil.Process().memory_info().rss / 2**20,
+        "p50_ms": percentile(seen.latencies, 0.5),
+        "p99_ms": percentile(seen.latencies, 0.99),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One peer in one role")
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("role", choices=["publish", "work"])
+    for option in ("--events", "--threads", "--many", "--rate", "--handlers"):
+        parser.add_argument(option, type=int, default=0 if option in ("--many", "--rate") else 1)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.CRITICAL)
+    role = publish if options.role == "publish" else work
+    found = json.dumps(role(PEERS[options.peer](), options))
+    print(f"\n{found}", flush=True)  # peers print as well, and not whole lines
+    os._exit(0)  # whatever threads a peer leaves behind
+
+
+if __name__ == "__main__":
+    main()
