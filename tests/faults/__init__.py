@@ -23,7 +23,8 @@ What there is:
   of those started from now on. ``stage(nats_url=..., mongo_url=...)`` sends all of them through a proxy.
 - ``Scene`` (scene.py): all of these for one test; ``finish`` gives the ``Verdict``.
 - ``Journal`` (journal.py): the witness. Publishers note ``begun``, ``receipt`` (publish returned) and
-  ``refused`` (publish raised); handlers note ``start``, ``done`` and ``failed``.
+  ``refused`` (publish raised); handlers note ``start``, ``done`` and ``failed``, and the
+  transactional one ``entered`` before it may wait for a document.
 - ``Verdict`` (checker.py): accepted, lost, dup_starts, dup_effects and more, from the witness and from the
   database, read beside the library. *Lost* is an accepted event that some handler neither succeeded at (with
   the witness's word for it, and with its effect where the handler is transactional) nor gave up as dead.

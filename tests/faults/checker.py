@@ -59,13 +59,14 @@ def check(journal: Journal, database: pymongo.database.Database[Any], load: Load
     effects = {d["_id"]: d["times"] for d in database[EFFECTS].find()}
     starts = Counter((n["handler"], n["id"]) for n in journal.notes("start"))
     done = Counter((n["handler"], n["id"]) for n in journal.notes("done"))
+    seen = starts + Counter((n["handler"], n["id"]) for n in journal.notes("entered"))
     stored = {d["_id"].partition(":")[2] for d in deliveries.values()}
     seconds = sorted(note["seconds"] for note in [*receipts, *refusals])
     lost_starts = [d for d in deliveries.values() if d.get("reason") == "worker_lost"]
     return Verdict(
         accepted=len(accepted),
         unpublished=load.events - len(accepted if load.repeat_doubtful else begun),
-        lost=tuple(_lost(accepted, deliveries, done, starts, effects, load)),
+        lost=tuple(_lost(accepted, deliveries, done, seen, effects, load)),
         dup_starts=sum(_excess(count, deliveries.get(f"{h}:{i}")) for (h, i), count in starts.items()),
         dup_effects=sum(_wrong_effect(i, times, deliveries) for i, times in effects.items()),
         doubtful=len((begun - accepted) & stored),
@@ -81,7 +82,7 @@ def _lost(
     accepted: Iterable[str],
     deliveries: Mapping[str, Any],
     done: Mapping[tuple[str, str], int],
-    starts: Mapping[tuple[str, str], int],
+    seen: Mapping[tuple[str, str], int],
     effects: Mapping[str, int],
     load: Load,
 ) -> Iterable[str]:
@@ -92,7 +93,7 @@ def _lost(
                 yield f"{handler} {event}: {state}"
             elif state == "succeeded" and not done[handler, event]:
                 yield f"{handler} {event}: succeeded, but the witness saw no end"
-            elif state == "dead" and not starts[handler, event]:
+            elif state == "dead" and not seen[handler, event]:
                 yield f"{handler} {event}: dead, but the witness saw no start"
             elif handler == TRANSACTIONAL and state == "succeeded" and not effects.get(event):
                 yield f"{handler} {event}: succeeded without its effect"

@@ -8,7 +8,7 @@ import attrs
 from pymongo.uri_parser import parse_uri
 from tenacity import stop_after_attempt, wait_exponential_jitter
 
-from eventdriven_sync import EventBus, RetryPolicy, current_envelope, event
+from eventdriven_sync import EventBus, RetryPolicy, event
 from tests.faults.journal import Journal
 
 EFFECTS = "effects"
@@ -83,15 +83,9 @@ class Disturbed(Exception):
     """What handlers fail with."""
 
 
-def begin(journal: Journal, handler: str) -> None:
-    """Say that an attempt began: before anything of it may wait for a server."""
-    envelope = current_envelope()
-    assert envelope is not None
-    journal.note("start", handler=handler, id=envelope.id)
-
-
 def work(journal: Journal, load: Load, handler: str, asked: WorkAsked) -> None:
-    """Take some time, and fail if that is this event's or this attempt's lot."""
+    """Say that it began, take some time, and fail if that is this event's or this attempt's lot."""
+    journal.note("start", handler=handler, id=event_id(asked.number))
     threading.Event().wait(load.shortest + (load.longest - load.shortest) * random.random() ** 3)
     if load.fails_for_ever(asked.number) or random.random() < load.transient:
         journal.note("failed", handler=handler, id=event_id(asked.number))
@@ -114,7 +108,8 @@ def _build_ledger(bus: EventBus, journal: Journal, load: Load) -> None:
 
     @bus.group("Ledger").handler(WorkAsked, transactional=True, retry=load.retry())
     def book(asked: WorkAsked, session: Any) -> None:
-        begin(journal, TRANSACTIONAL)
+        # No start yet: while a dead worker's transaction holds the document we are called again and again.
+        journal.note("entered", handler=TRANSACTIONAL, id=event_id(asked.number))
         session.client[database][EFFECTS].update_one(
             {"_id": event_id(asked.number)}, {"$inc": {"times": 1}}, upsert=True, session=session
         )
@@ -125,6 +120,5 @@ def _build_ledger(bus: EventBus, journal: Journal, load: Load) -> None:
 def _build_mail(bus: EventBus, journal: Journal, load: Load) -> None:
     @bus.group("Mail").handler(WorkAsked, retry=load.retry())
     def send(asked: WorkAsked) -> None:
-        begin(journal, PLAIN)
         work(journal, load, PLAIN, asked)
         journal.note("done", handler=PLAIN, id=event_id(asked.number))
