@@ -179,6 +179,8 @@ def fill(deliveries: pymongo.collection.Collection[Any]) -> None:
                     "event_name": "Order.placed",
                     "operation_id": f"e{event}",
                     "attempts": 0,
+                    "failed": 0,
+                    "lost": 0,
                     "created_at": now,
                     "started_at": now,
                     **({"state": "pending", "due_at": now} if event % 10 == 0 else {"state": "succeeded"}),
