@@ -633,7 +633,8 @@ HOSTILE = [
     "\u202e<details open ontoggle=window.pwned=1>",
     "&lt;img src=x onerror=window.pwned=1&gt;",
 ]
-ELEMENTS = "() => document.querySelectorAll('*').length"
+# Without the marks of the time axis: how many it needs depends on how long all took.
+ELEMENTS = "() => document.querySelectorAll('*:not(.grid-line, .cut, svg[aria-hidden] > text)').length"
 
 
 @event("Hostile.said", key="text")

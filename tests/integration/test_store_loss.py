@@ -18,9 +18,10 @@ def test_publish_raises_within_its_deadline_while_mongodb_is_down_and_works_when
     bus = own_site.bus(orders.build)
     bus.publish(OrderPlaced(number=0))
     own_servers.mongo.kill()
-    for deadline in (0.3, 1.5):
+    # The first may be handed to a connection that nobody knows to be cut yet.
+    for deadline, refusals in ((0.3, (StoreUnavailable, PublishOutcomeUnknown)), (1.5, (StoreUnavailable,))):
         began = time.monotonic()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(refusals):
             bus.publish(OrderPlaced(number=99), timeout=deadline)
         assert time.monotonic() - began < deadline + 2.0
     own_servers.mongo.start()
