@@ -1,9 +1,8 @@
 """One process's connection to MongoDB: its client, deadlines, errors and shared writes.
 
-Group commit is flat combining: a caller that finds less than two writing becomes a writer. It writes its own
+Group commit is flat combining: a caller that finds nobody writing becomes the writer. It writes its own
 items and everything queued by then, and hands the role to the first caller that queued meanwhile. Nobody
-waits to gather a batch, so a lone caller pays one round trip and 32 callers share it. With a single writer
-half of the callers would wait for the server while the others, whose batch it has just answered, queue up.
+waits to gather a batch, so a lone caller pays one round trip and 32 callers share it.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ WATCHING: dict[str, Any] = {
     "serverMonitoringMode": "poll",
 }
 MAX_ITEMS = 1000
-WRITERS = 2
 CLOSE_TIMEOUT = 0.3
 MAX_BYTES = 8 * 1024 * 1024
 # The server takes 48 MB in one message.
@@ -81,7 +79,6 @@ class GroupCommit(Generic[Item, Result]):
         write: writes items by a point of ``time.monotonic``; gives per item its result, or the exception to
             raise to its caller. It must be safe to repeat. ``Unanswered`` means that callers with time left
             may try again; any other exception goes to every caller of the batch.
-        writers: how many write at the same time.
         max_items: of one batch, unless one caller brings more.
         max_bytes: of one batch, unless one caller brings more.
     """
@@ -90,17 +87,16 @@ class GroupCommit(Generic[Item, Result]):
         self,
         write: Callable[[Sequence[Item], float], Sequence[Result | BaseException]],
         *,
-        writers: int = WRITERS,
         max_items: int = MAX_ITEMS,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._write = write
-        self._most_writers = writers
         self._max_items = max_items
         self._max_bytes = max_bytes
-        self._mutex = threading.Lock()  # guards _queue and _writers; never held during a write
+        self._mutex = threading.Lock()  # guards _queue, _writer and _batch; never held during a write
         self._queue: deque[Ticket[Item]] = deque()  # bounded: one ticket per waiting thread
-        self._writers: dict[Ticket[Item], list[Ticket[Item]]] = {}  # with the batch that each has taken
+        self._writer: Ticket[Item] | None = None
+        self._batch: list[Ticket[Item]] = []
 
     def submit(self, items: Sequence[Item], *, size: int, timeout: float) -> list[Result]:
         """Write the items, together with those of other callers; what ``write`` gave for each.
@@ -111,15 +107,15 @@ class GroupCommit(Generic[Item, Result]):
         ticket = Ticket(items, size=size, deadline=time.monotonic() + timeout)
         try:
             with self._mutex:
-                if self._writers and next(iter(self._writers)).deadline + _OVERDUE < time.monotonic():
+                if self._writer is not None and self._writer.deadline + _OVERDUE < time.monotonic():
                     self._dismiss()
-                if len(self._writers) < self._most_writers:
-                    self._writers[ticket] = []
+                if self._writer is None:
+                    self._writer = ticket
                 else:
                     self._queue.append(ticket)
-            if ticket not in self._writers:
+            if self._writer is not ticket:
                 ticket.signal.acquire(timeout=timeout)
-            if ticket in self._writers:
+            if self._writer is ticket:
                 self._lead(ticket)
         finally:
             # Also when interrupted: whoever waits for this thread is handed on.
@@ -150,55 +146,47 @@ class GroupCommit(Generic[Item, Result]):
         """This ticket and what is queued behind it, as much as one write should carry."""
         with self._mutex:
             batch, count, size = [ticket], len(ticket.items), ticket.size
-            if ticket not in self._writers:  # dismissed meanwhile: for itself only
-                return batch
             while self._queue:
                 count += len(self._queue[0].items)
                 size += self._queue[0].size
                 if count > self._max_items or size > self._max_bytes:
                     break
                 batch.append(self._queue.popleft())
-            self._writers[ticket] = batch
+            self._batch = batch
             return batch
 
     def _leave(self, ticket: Ticket[Item]) -> None:
         """Hand the role over, or stop waiting."""
         news: list[Ticket[Item]] = []
         with self._mutex:
-            if ticket in self._writers:
-                news = [member for member in self._writers[ticket] if member.results is not None]
-                self._return_batch(ticket, interrupted=ticket.results is None)
-                news[:0] = self._appoint()  # first, so that the server has work while the others wake
+            if self._writer is ticket:
+                news = [member for member in self._batch if member.results is not None]
+                self._return_batch(interrupted=ticket.results is None)
+                self._writer = self._queue.popleft() if self._queue else None
+                if self._writer is not None:
+                    news.insert(0, self._writer)  # first, so that the server has work while the others wake
             elif ticket in self._queue:
                 self._queue.remove(ticket)
             if ticket.results is None:
-                taken = any(ticket in batch for batch in self._writers.values())
-                ticket.results = Unanswered(sent=ticket.sent or taken)
+                ticket.results = Unanswered(sent=ticket.sent or ticket in self._batch)
         for member in news:
             # Released already: two writers met after the first was overdue.
             with contextlib.suppress(RuntimeError):
                 member.signal.release()
 
-    def _appoint(self) -> list[Ticket[Item]]:
-        """Let the first in the queue write while there is room for writers. The caller holds the mutex."""
-        appointed = []
-        while self._queue and len(self._writers) < self._most_writers:
-            appointed.append(self._queue.popleft())
-            self._writers[appointed[-1]] = []
-        return appointed
-
-    def _return_batch(self, writer: Ticket[Item], *, interrupted: bool) -> None:
+    def _return_batch(self, *, interrupted: bool) -> None:
         """Queue what the writer took and did not finish, in its order. The caller holds the mutex."""
-        for member in reversed(self._writers.pop(writer)):
-            if member.results is None and member is not writer:
+        for member in reversed(self._batch):
+            if member.results is None and member is not self._writer:
                 member.sent = member.sent or interrupted  # nobody knows how far that write came
                 self._queue.appendleft(member)
+        self._batch = []
 
     def _dismiss(self) -> None:
-        """Put an end to writers that did not hand over. The caller holds the mutex."""
+        """Put an end to a writer that did not hand over. The caller holds the mutex."""
         log.warning("A writer did not hand over; its work is taken on")
-        for writer in [each for each in self._writers if each.deadline + _OVERDUE < time.monotonic()]:
-            self._return_batch(writer, interrupted=True)
+        self._return_batch(interrupted=True)
+        self._writer = None
 
 
 class _SentWrites(monitoring.CommandListener):

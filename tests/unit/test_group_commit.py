@@ -71,7 +71,7 @@ def server() -> Server:
 
 @pytest.fixture
 def commit(server: Server) -> GroupCommit[str, Any]:
-    return GroupCommit(server, writers=1, max_items=10, max_bytes=100)
+    return GroupCommit(server, max_items=10, max_bytes=100)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def callers(commit: GroupCommit[str, Any], server: Server) -> Any:
 
 
 def idle(commit: GroupCommit[str, Any]) -> bool:
-    return not commit._writers and not commit._queue
+    return commit._writer is None and not commit._queue and not commit._batch
 
 
 def interrupted(batch: object) -> Any:
@@ -301,41 +301,3 @@ def test_nothing_is_lost_or_mixed_up_while_writers_are_interrupted_all_the_time(
     finished = sum(future.result(30) for future in [callers.pool.submit(work, i) for i in range(16)])
     assert 16 * 60 > finished > 16 * 40
     assert idle(callers.commit)
-
-
-def test_two_write_at_the_same_time_and_who_comes_third_waits_for_either() -> None:
-    server = Server()
-    commit: GroupCommit[str, str] = GroupCommit(server, writers=2, max_items=10, max_bytes=100)
-    callers = Callers(commit, server)
-    first, second = server.hold(0), server.hold(1)
-    one, two = callers.writing("one"), callers.writing("two")
-    three, four = callers.queued("three"), callers.queued("four")
-    assert server.writes == [["one"], ["two"]]
-    second.set()
-    assert [future.result(PLENTY) for future in (two, three, four)] == [
-        ["stored two"],
-        ["stored three"],
-        ["stored four"],
-    ]
-    assert server.writes[2:] == [["three", "four"]]
-    assert not one.done()
-    first.set()
-    assert one.result(PLENTY) == ["stored one"]
-    assert idle(commit)
-
-
-def test_a_writer_that_does_not_hand_over_leaves_the_other_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eventdriven_sync.stores.connection._OVERDUE", 0.0)
-    server = Server()
-    commit: GroupCommit[str, str] = GroupCommit(server, writers=2, max_items=10, max_bytes=100)
-    callers = Callers(commit, server)
-    late, held = server.hold(0), server.hold(1)
-    one, two = callers.writing("one", timeout=0.05), callers.writing("two")
-    eventually(lambda: next(iter(commit._writers)).deadline < time.monotonic())
-    assert commit.submit(["three"], size=1, timeout=PLENTY) == ["stored three"]
-    assert len(commit._writers) == 1
-    late.set()
-    held.set()
-    assert one.result(PLENTY) == ["stored one"]
-    assert two.result(PLENTY) == ["stored two"]
-    assert idle(commit)
