@@ -131,5 +131,7 @@ def error_code(error: BaseException) -> int | None:
 
 def text_of(error: BaseException | None) -> str:
     """The driver's words, shortened: it repeats the whole topology, and documents in some errors."""
-    text = str(error).partition(", full error:")[0].partition(", Timeout:")[0]
+    text = str(error)
+    for repetition in (", full error:", ", Timeout:", " (configured timeouts:"):
+        text = text.partition(repetition)[0]
     return f"{type(error).__name__}: {text[:200]}"

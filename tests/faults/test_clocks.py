@@ -1,10 +1,10 @@
 """Processes whose clocks are wrong by an hour, in either direction."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import lacking
 from tests.faults.conftest import RowFactory, StageFactory
 from tests.faults.crew import PUBLISHER, WORKER
 from tests.faults.scene import Scene
@@ -14,7 +14,6 @@ from tests.faults.workload import Load
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 
-@pytest.mark.skipif(LIBRARY is None or not shutil.which("faketime"), reason="apt-get install faketime")
 @pytest.mark.faults
 @pytest.mark.timeout(PATIENCE)
 @pytest.mark.parametrize("role", [WORKER, PUBLISHER])
@@ -22,6 +21,8 @@ LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 def test_a_clock_that_is_an_hour_off_loses_nothing(
     stage: StageFactory, row: RowFactory, role: str, offset: str
 ) -> None:
+    if LIBRARY is None:
+        lacking("libfaketime not found: apt-get install faketime")
     with stage(load=Load(events=700, rate=60)) as scene:
         wrong = {"LD_PRELOAD": str(LIBRARY), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         scene.crew.changes[role, 0] = wrong

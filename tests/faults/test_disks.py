@@ -13,6 +13,7 @@ from eventdriven_sync import EventBus
 from eventdriven_sync.envelope import new_id
 from eventdriven_sync.errors import PublishOutcomeUnknown, StoreError
 from tests.apps.orders import OrderPlaced
+from tests.conftest import lacking
 from tests.faults.cluster import Cluster, SetMongod
 from tests.faults.conftest import RowFactory, StageFactory
 from tests.faults.scene import Scene
@@ -29,7 +30,7 @@ MEGABYTES = 400
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, so small that it can be filled."""
     if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
+        lacking("mounting needs root")
     place = tmp_path / "small"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(place)], check=True)
@@ -123,11 +124,12 @@ def fill(place: Path) -> None:
     assert shutil.disk_usage(place).free < 64 * 1024
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("which", ["mongo", "nats"])
 def test_when_the_disk_does_not_take_it_there_is_no_receipt(
     stage: StageFactory, row: RowFactory, tmp_path: Path, which: str
 ) -> None:
+    if shutil.which("strace") is None:
+        lacking("strace not found: apt-get install strace")
     with scene_on(stage, Cluster(tmp_path, sync_always=True)) as scene:
         bus = scene.bus()
         receipts = Receipts(bus)

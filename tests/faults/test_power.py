@@ -7,22 +7,21 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from tests.apps.jetstream import message_ids
+from tests.conftest import lacking
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import RowFactory, StageFactory
 from tests.faults.sizes import PATIENCE
 from tests.faults.uml import GuestMongod, GuestNats, missing
 from tests.faults.workload import Load
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.timeout(PATIENCE),
-    pytest.mark.skipif(bool(missing()), reason=missing()),
-]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(PATIENCE)]
 STREAM = "faults_Work"
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
+    if absent := missing():
+        lacking(absent)
     return Cluster(tmp_path)
 
 

@@ -16,19 +16,10 @@ from eventdriven_sync.errors import (
     PayloadTooLarge,
     StreamConflict,
 )
+from tests.unit.clocks import Clock
 
 VIEWS = StreamSpec(name="shop_Page", subjects=("shop.Page", "shop.Page.>"))
 RECORDER = ConsumerSpec(stream=VIEWS, name="recorder", subjects=VIEWS.subjects)
-
-
-class Clock:
-    """Stands in for the module ``time``."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 class Wire:

@@ -6,17 +6,10 @@ import pytest
 from eventdriven_sync.broker import Outgoing, StreamSpec
 from eventdriven_sync.brokers import dispatching
 from eventdriven_sync.brokers.dispatching import Dispatcher
+from tests.unit.clocks import Clock
 
 USERS = StreamSpec(name="blog_User", subjects=("blog.User.>",))
 POSTS = StreamSpec(name="blog_Post", subjects=("blog.Post.>",))
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 class Wire:

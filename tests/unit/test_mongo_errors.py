@@ -77,3 +77,6 @@ def test_no_document_gets_into_a_message() -> None:
     error = OperationFailure("validation failed", 121, {"errInfo": {"details": {"secret": "payload"}}})
     assert "payload" in str(error)
     assert text_of(error) == "OperationFailure: validation failed"
+    refused = "shop:27017: [Errno 111] Connection refused"
+    unreachable = ServerSelectionTimeoutError(f"{refused} (configured timeouts: connectTimeoutMS: 5000.0ms)")
+    assert text_of(unreachable) == f"ServerSelectionTimeoutError: {refused}"

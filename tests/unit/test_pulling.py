@@ -7,6 +7,7 @@ import pytest
 from eventdriven_sync.broker import ConsumerSpec, Incoming, StreamSpec
 from eventdriven_sync.brokers import pulling
 from eventdriven_sync.brokers.pulling import ACK, IN_PROGRESS, NAK, Pull
+from tests.unit.clocks import Clock
 
 SPEC = ConsumerSpec(
     stream=StreamSpec(name="blog_User", subjects=("blog.User.>",)),
@@ -14,14 +15,6 @@ SPEC = ConsumerSpec(
     subjects=("blog.User.named",),
     ack_wait=30,
 )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 class Desk:
