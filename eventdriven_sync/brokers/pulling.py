@@ -24,6 +24,8 @@ ACK, NAK, IN_PROGRESS = b"+ACK", b"-NAK", b"+WPI"
 _EXPIRES, _HEARTBEAT = 30.0, 5.0
 _MISSED = _HEARTBEAT * 2.5
 _SILENT, _SECOND_LOOK = 15.0, 2.0
+# Nothing has come for so long: nothing is on its way.
+_QUIET = 0.2
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
 # A server that was killed forgets its last acknowledgements and delivers those messages again at once;
 # others come back after ack_wait.
@@ -191,6 +193,8 @@ class Pull:
                 self._send(held.reply, IN_PROGRESS, "")
         if self._inbox and self._requested and now - self._heard_at > _MISSED:
             self.lost()
+        if now - self._fed_at > _QUIET:
+            self._take_back_surplus()
         self._pull()
 
     def arrived(self, subject: str, data: bytes, headers: Mapping[str, str], reply: str) -> None:
@@ -317,12 +321,19 @@ class Pull:
         return held.reply
 
     def _resize(self, window: int) -> None:
-        shrinks = window < self._window
         self._window = window
-        if shrinks and self._requested + len(self._hand) > window:
-            # The only way to take requests back is another inbox.
-            self._retire_inbox()
+        if window == 0:
+            self._take_back_surplus()
         self._pull()
+
+    def _take_back_surplus(self) -> None:
+        """More is asked for than there is room: what comes uses that up, and else another inbox ends it.
+
+        The only way to take requests back is another inbox. What is on its way to the old one may get lost
+        in the server, which delivers it again only after ``ack_wait``.
+        """
+        if self._inbox and self._requested and self._requested + len(self._hand) > self._window:
+            self._retire_inbox()
 
     def stop_now(self) -> None:
         """Pull no more."""

@@ -308,13 +308,34 @@ def test_nothing_is_given_back_before_the_old_inbox_is_unsubscribed(desk: Desk) 
     assert not desk.pull.retiring
 
 
-def test_a_smaller_window_takes_the_requests_back(desk: Desk) -> None:
+def test_a_smaller_window_takes_the_requests_back_when_nothing_comes(desk: Desk, clock: Clock) -> None:
     desk.arrive(1)
     desk.pull.resize(4)
+    desk.pull.tick()
+    assert desk.retired == 0, "what is on its way to the inbox would be late"
+    clock.now += 0.3
+    desk.pull.tick()
     assert desk.retired == 1
     assert desk.pull.wants_opening
     desk.pull.opened("inbox2")
     assert desk.requests() == [10, 3]
+    clock.now += 0.3
+    desk.pull.tick()
+    assert desk.retired == 1
+
+
+def test_a_smaller_window_is_used_up_while_messages_come(desk: Desk, clock: Clock) -> None:
+    desk.pull.resize(4)
+    for sequence in range(1, 8):
+        desk.arrive(sequence)
+        clock.now += 0.1
+        desk.pull.tick()
+    assert (desk.retired, desk.requests()) == (0, [10])
+
+
+def test_without_a_window_the_requests_are_taken_back_at_once(desk: Desk) -> None:
+    desk.pull.resize(0)
+    assert desk.retired == 1
 
 
 def test_a_larger_window_asks_for_more(desk: Desk) -> None:
