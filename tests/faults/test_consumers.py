@@ -180,6 +180,7 @@ def fill(deliveries: pymongo.collection.Collection[Any]) -> None:
                     "operation_id": f"e{event}",
                     "attempts": 0,
                     "failed": 0,
+                    "generation": 0,
                     "lost": 0,
                     "created_at": now,
                     "started_at": now,
