@@ -1,8 +1,9 @@
 """One process's connection to MongoDB: its client, deadlines, errors and shared writes.
 
 Group commit is flat combining: a caller that finds nobody writing becomes the writer. It writes its own
-items and everything queued by then, and hands the role to the first caller that queued meanwhile. Nobody
-waits to gather a batch, so a lone caller pays one round trip and 32 callers share it.
+items and everything queued by then, and hands the role to the first caller that queued meanwhile. A lone
+caller pays one round trip and 32 callers share it. Callers that a write has just let go come back at once;
+the next writer waits for them, or they would fall into halves that take turns.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ MAX_MESSAGE = 16 * 1024 * 1024
 _OVERDUE = 5.0
 # Between two tries of a write, where the driver itself did not wait for a server.
 _PAUSE = 0.05
+# A writer waits for the callers of the last write no longer than that took, and never longer than this.
+_GATHERING = 0.005
 # Who has no more left than this gives up with the writer: a try of its own would end late.
 _HOPELESS = 0.5
 # The driver looks at its deadline every 0.5 s while it waits for a server: it gets a little less time.
@@ -70,6 +73,11 @@ class Ticket(Generic[Item]):
         self.results: Sequence[Any] | BaseException | None = None  # None until it is over
         self.signal = threading.Lock()  # a wake-up call, guards nothing: released by whoever has news
         self.signal.acquire()
+
+    def wake(self) -> None:
+        """Let its thread go on; twice is as good as once."""
+        with contextlib.suppress(RuntimeError):
+            self.signal.release()
 
 
 class GroupCommit(Generic[Item, Result]):
@@ -93,10 +101,15 @@ class GroupCommit(Generic[Item, Result]):
         self._write = write
         self._max_items = max_items
         self._max_bytes = max_bytes
-        self._mutex = threading.Lock()  # guards _queue, _writer and _batch; never held during a write
+        # Guards all that follows; never held during a write.
+        self._mutex = threading.Lock()
         self._queue: deque[Ticket[Item]] = deque()  # bounded: one ticket per waiting thread
         self._writer: Ticket[Item] | None = None
         self._batch: list[Ticket[Item]] = []
+        self._gathering = False  # the writer waits until ``_callers`` are there
+        self._callers = 1  # who shared the last write, or waited for its end
+        self._took = 0.0  # seconds the last write took
+        self._ended = 0.0  # when
 
     def submit(self, items: Sequence[Item], *, size: int, timeout: float) -> list[Result]:
         """Write the items, together with those of other callers; what ``write`` gave for each.
@@ -113,6 +126,9 @@ class GroupCommit(Generic[Item, Result]):
                     self._writer = ticket
                 else:
                     self._queue.append(ticket)
+                    if self._gathering and len(self._queue) + 1 >= self._callers:
+                        self._gathering = False
+                        self._writer.wake()
             if self._writer is not ticket:
                 ticket.signal.acquire(timeout=timeout)
             if self._writer is ticket:
@@ -126,7 +142,9 @@ class GroupCommit(Generic[Item, Result]):
 
     def _lead(self, ticket: Ticket[Item]) -> None:
         """Write a batch. Who has time left when the writer's is over stays without results."""
+        self._gather(ticket)
         batch = self._take(ticket)
+        begun = time.monotonic()
         try:
             items = [item for member in batch for item in member.items]
             results = iter(self._write(items, ticket.deadline))
@@ -141,6 +159,28 @@ class GroupCommit(Generic[Item, Result]):
         except Exception as error:
             for member in batch:
                 member.results = error
+        self._ended = time.monotonic()
+        self._took = min(self._ended - begun, _GATHERING)
+
+    def _gather(self, ticket: Ticket[Item]) -> None:
+        """Let those come whom the last write has just let go.
+
+        A write takes about as long for one item as for thirty. So one more caller is worth waiting for as
+        long as it comes sooner than what a write takes for each of those who are there already.
+        """
+        while True:
+            with self._mutex:
+                here = len(self._queue) + 1
+                over = time.monotonic() > self._ended + self._took
+                self._gathering = not over and here < self._callers
+                if not self._gathering:
+                    return
+            ticket.signal.acquire(timeout=self._took / here)
+            with self._mutex:
+                nobody_came = self._gathering and len(self._queue) < here
+                self._gathering = False
+                if nobody_came:
+                    return
 
     def _take(self, ticket: Ticket[Item]) -> list[Ticket[Item]]:
         """This ticket and what is queued behind it, as much as one write should carry."""
@@ -161,6 +201,7 @@ class GroupCommit(Generic[Item, Result]):
         with self._mutex:
             if self._writer is ticket:
                 news = [member for member in self._batch if member.results is not None]
+                self._callers = len(self._batch) + len(self._queue)
                 self._return_batch(interrupted=ticket.results is None)
                 self._writer = self._queue.popleft() if self._queue else None
                 if self._writer is not None:
@@ -170,9 +211,7 @@ class GroupCommit(Generic[Item, Result]):
             if ticket.results is None:
                 ticket.results = Unanswered(sent=ticket.sent or ticket in self._batch)
         for member in news:
-            # Released already: two writers met after the first was overdue.
-            with contextlib.suppress(RuntimeError):
-                member.signal.release()
+            member.wake()
 
     def _return_batch(self, *, interrupted: bool) -> None:
         """Queue what the writer took and did not finish, in its order. The caller holds the mutex."""

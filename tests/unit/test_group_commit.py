@@ -107,6 +107,37 @@ def test_callers_that_came_during_a_write_share_the_next(callers: Callers, serve
     eventually(lambda: idle(callers.commit))
 
 
+def test_a_writer_waits_for_the_callers_of_the_last_write(callers: Callers, server: Server) -> None:
+    go = server.hold(0)
+    futures = [callers.writing("a"), callers.queued("b"), callers.queued("c")]
+    go.set()
+    assert all(each.result(PLENTY) for each in futures)
+    eventually(lambda: idle(callers.commit))
+    callers.commit._took, callers.commit._ended = PLENTY, time.monotonic()
+    first = callers.pool.submit(callers.commit.submit, ["d"], size=1, timeout=PLENTY)
+    eventually(lambda: callers.commit._gathering)
+    second = callers.pool.submit(callers.commit.submit, ["e"], size=1, timeout=PLENTY)
+    assert [first.result(PLENTY / 2), second.result(PLENTY / 2)] == [["stored d"], ["stored e"]]
+    assert server.writes == [["a"], ["b", "c"], ["d", "e"]]
+
+
+def test_a_writer_waits_no_longer_than_one_more_caller_is_worth(
+    commit: GroupCommit[str, Any], server: Server
+) -> None:
+    commit._callers, commit._took, commit._ended = 8, 0.05, time.monotonic()
+    began = time.monotonic()
+    assert commit.submit(["a"], size=1, timeout=PLENTY) == ["stored a"]
+    assert time.monotonic() - began >= 0.05
+    assert commit._callers == 1  # and the next lone caller does not wait
+
+
+def test_long_after_a_write_nobody_waits_for_its_callers(
+    commit: GroupCommit[str, Any], server: Server
+) -> None:
+    commit._callers, commit._took, commit._ended = 8, PLENTY, time.monotonic() - PLENTY - 1
+    assert commit.submit(["a"], size=1, timeout=PLENTY / 10) == ["stored a"]
+
+
 def test_a_batch_is_bounded_by_items(callers: Callers, server: Server) -> None:
     go = server.hold(0)
     futures = [callers.writing("a")]
