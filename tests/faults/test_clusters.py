@@ -26,9 +26,11 @@ def test_a_killed_stream_leader_loses_nothing_and_no_publish_notices(
         verdict = scene.finish(within=300)
     row("F14", f"kill -9 the leader of three nats-servers x{size.count}").judge(
         verdict,
+        # A follower of nats-server waits 4 to 9 s, by chance, before it stands for election (server/raft.go);
+        # what counts is whether publishers notice.
+        note=f"without a leader for {longest:.1f} s at most",
         refused=(sum(verdict.refused.values()), 0),
         slowest_publish=(verdict.slowest_publish, 5),
-        election=(longest, 8),
         dup_starts=(verdict.dup_starts, size.count * size.load.threads),
     )
 

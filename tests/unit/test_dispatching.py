@@ -378,6 +378,11 @@ def test_the_first_message_goes_at_once_and_what_follows_soon_together(wire: Wir
     wire.calls.pop()[1]()
     assert wire.calls == []
     assert give("d"), "nothing came meanwhile, so it sleeps"
+    for name in "efg":
+        give(name)
+    dispatcher.run()
+    assert wire.ids[-4:] == ["d", "e", "f", "g"]
+    assert [seconds for seconds, _ in wire.calls] == [dispatching.CROWDED_PACE]
 
 
 def test_without_connection_nobody_stays_awake(wire: Wire) -> None:
