@@ -34,8 +34,10 @@ _ID_CURE = "use 1 to 64 characters of A-Z a-z 0-9 _ . : -, starting with a lette
 
 
 class _Random(random.Random):
-    """Random bits that are a process's own. Seeded by the system once and not asked from it for every id:
-    that would let go of the interpreter each time, and with many threads it takes long to get it back.
+    """Random bits of this process alone, seeded by the system.
+
+    The system is not asked for every id: that lets go of the interpreter each time, and where many threads
+    want it, it takes long to come back.
     """
 
     pid = os.getpid()

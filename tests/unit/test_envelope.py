@@ -1,4 +1,6 @@
+import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -55,6 +57,24 @@ def test_new_ids_look_like_object_ids_and_differ() -> None:
     assert all(re.fullmatch("[0-9a-f]{24}", found) for found in ids)
     age = datetime.now(UTC).timestamp() - int(new_id()[:8], 16)
     assert 0 <= age < 60
+
+
+def test_a_forked_child_makes_other_ids_than_its_parent() -> None:
+    new_id()
+    ids = [read_from_child(new_id) for _ in range(3)] + [new_id()]
+    assert len({made[8:] for made in ids}) == 4
+
+
+def read_from_child(make: Callable[[], str]) -> str:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, make().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        return file.read()
 
 
 def test_a_derived_id_depends_on_every_part_and_keeps_the_time_of_its_parent() -> None:
