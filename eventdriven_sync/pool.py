@@ -281,6 +281,8 @@ class Pool:
             for attempt in arrived:
                 self._executor.read(attempt)
             admitted = self._settler.admit(arrived)
+            if job.batch or job.lane.collector is None:
+                admitted = self._settler.begin(admitted)
         except BaseException:
             job.put(arrived)
             raise

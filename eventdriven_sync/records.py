@@ -89,7 +89,9 @@ class Delivery:
         failures: the last 10 failed attempts, oldest first, over all generations.
         failed: number of failed attempts in this generation.
         generation: 0, one more after each retry from the dead letters.
-        lost: starts of this generation that ended without any outcome: the worker died.
+        lost: starts of this generation that ended without any outcome: the worker died. The first may have
+            been waiting in its hands, every further one had begun.
+        begun: False from the claim of one that was lost before until its handler is about to run.
         due_at: when the next attempt may start (``pending``, ``retrying``) or the lease ends (``running``);
             server clock.
         token: who owns or recorded the last attempt; outcomes are fenced by it.
@@ -111,6 +113,7 @@ class Delivery:
     failed: int = 0
     generation: int = 0
     lost: int = 0
+    begun: bool = True
     failures: tuple[Failure, ...] = ()
     reason: str = ""
     created_at: datetime

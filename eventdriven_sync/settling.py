@@ -9,6 +9,7 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import attrs
@@ -225,6 +226,22 @@ class Settler:
         _finish(refused)
         return refused
 
+    def begin(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Say of those that were lost before that they run now; those that may."""
+        suspects: dict[str, dict[str, Attempt]] = {}
+        for attempt in attempts:
+            if attempt.delivery and not attempt.delivery.begun:
+                suspects.setdefault(attempt.token, {})[attempt.delivery_id] = attempt
+                attempt.delivery = attrs.evolve(attempt.delivery, begun=True)
+        lost = list[Attempt]()
+        for token, mine in suspects.items():
+            renew = partial(
+                self._store.deliveries.renew, list(mine), token=token, lease=self._lease, begun=True
+            )
+            lost += [mine[key] for key in self._until_back(renew)]
+        self._leases.drop(lost)
+        return [attempt for attempt in attempts if attempt not in lost]
+
     def _running(self, attempt: Attempt) -> Delivery:
         event = attempt.event
         assert event is not None
@@ -242,6 +259,8 @@ class Settler:
             token=attempt.token,
             worker=self._worker,
             event=event,
+            # A batch may have to wait for others.
+            begun=attempt.handler.batch is None,
         )
 
     def _until_back(self, step: Callable[[], T]) -> T:

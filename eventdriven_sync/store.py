@@ -120,12 +120,18 @@ class DeliveryStore(Protocol):
     ) -> list[Delivery]:
         """Claim deliveries that are due: pending or retrying at ``due_at``, running with an expired lease.
 
-        They get the state ``running``, ``attempts`` + 1, ``lost`` + 1 where the lease had
-        expired, and ``token``.
+        They get the state ``running``, ``attempts`` + 1, ``lost`` + 1 where the lease had expired on one
+        that had begun, and ``token``. Those that are lost already have not begun until ``renew`` says so.
         """
 
-    def renew(self, delivery_ids: Sequence[str], *, token: str, lease: float) -> set[str]:
-        """Prolong leases; return the ids that are no longer held under ``token``."""
+    def renew(
+        self, delivery_ids: Sequence[str], *, token: str, lease: float, begun: bool = False
+    ) -> set[str]:
+        """Prolong leases; return the ids that are no longer held under ``token``.
+
+        Args:
+            begun: their handler runs now: if they are lost from here on, it counts.
+        """
 
     def release(self, delivery_ids: Sequence[str], *, token: str) -> None:
         """Give claimed deliveries back unrun: ``retrying``, due at once, the start not counted."""

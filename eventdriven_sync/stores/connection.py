@@ -1,4 +1,4 @@
-"""One process's connection to MongoDB: its client, deadlines, errors and shared writes.
+"""One process's connection to MongoDB: deadlines, errors and shared writes.
 
 Group commit is flat combining: a caller that finds nobody writing becomes the writer. It writes its own
 items and everything queued by then, and hands the role to the first caller that queued meanwhile. A lone
@@ -20,13 +20,13 @@ from typing import Any, Generic, TypeVar
 
 import pymongo
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient, monitoring
+from pymongo import MongoClient
 from pymongo.errors import PyMongoError, WriteConcernError
 
-from eventdriven_sync.config import redact
-from eventdriven_sync.errors import Closed, ConfigurationError
+from eventdriven_sync.errors import Closed
+from eventdriven_sync.stores.client import SentWrites, mongo_client
 from eventdriven_sync.stores.collections import DURABLE, INDEXES, Document, collection
-from eventdriven_sync.stores.mongo_errors import Unanswered, after_close, passing, text_of, translated
+from eventdriven_sync.stores.mongo_errors import Unanswered, after_close, passing, translated
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +34,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 T = TypeVar("T")
 
-# A server that has gone silent is noticed within ten seconds, not thirty. Asking it each time, instead of
-# listening to what it says by itself, also finds a network that carries only one way.
-WATCHING: dict[str, Any] = {
-    "heartbeatFrequencyMS": 5000,
-    "connectTimeoutMS": 5000,
-    "serverMonitoringMode": "poll",
-}
 MAX_ITEMS = 1000
 CLOSE_TIMEOUT = 0.3
 MAX_BYTES = 8 * 1024 * 1024
@@ -57,7 +50,6 @@ _GATHERING = 0.005
 _HOPELESS = 0.5
 # The driver looks at its deadline every 0.5 s while it waits for a server: it gets a little less time.
 _MARGIN = 0.25
-_WRITES = frozenset({"insert", "update", "delete", "findAndModify", "commitTransaction"})
 
 
 class Ticket(Generic[Item]):
@@ -228,29 +220,6 @@ class GroupCommit(Generic[Item, Result]):
         self._writer = None
 
 
-class _SentWrites(monitoring.CommandListener):
-    """Knows whether this thread handed a write to a socket: what decides between "not" and "unknown".
-
-    Attributes:
-        here: per thread; ``here.any`` is set when a write is sent, ``here.concern`` is what it asked for.
-    """
-
-    def __init__(self) -> None:
-        self.here = threading.local()
-
-    def started(self, event: monitoring.CommandStartedEvent) -> None:
-        """Note a write that is about to be sent."""
-        if event.command_name in _WRITES:
-            self.here.any = True
-            self.here.concern = event.command.get("writeConcern")
-
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
-        """Not needed."""
-
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:
-        """Not needed."""
-
-
 class Connection:
     """The client of one process. Thread-safe; nothing is sent before the first call."""
 
@@ -258,8 +227,8 @@ class Connection:
         self.pid = os.getpid()
         self.opened = False
         self.timeout = timeout
-        self._sent = _SentWrites()
-        self.client: MongoClient[dict[str, Any]] = _client(
+        self._sent = SentWrites()
+        self.client: MongoClient[dict[str, Any]] = mongo_client(
             url, timeout=timeout, max_pool_size=max_pool_size, listener=self._sent
         )
         self.database = (
@@ -446,30 +415,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _client(
-    url: str, *, timeout: float, max_pool_size: int, listener: monitoring.CommandListener
-) -> MongoClient[dict[str, Any]]:
-    try:
-        return MongoClient(
-            url,
-            w="majority",
-            journal=True,
-            retryWrites=True,
-            retryReads=True,
-            timeoutMS=int(timeout * 1000),
-            maxPoolSize=max_pool_size,
-            appname="eventdriven_sync",
-            event_listeners=[listener],
-            **{name: value for name, value in WATCHING.items() if name.lower() not in url.lower()},
-        )
-    except (PyMongoError, ValueError, TypeError) as error:
-        # The driver quotes parts of the URL, among them of an unescaped password: say nothing of it then.
-        secret = "@" in url
-        said = "" if secret else f": {text_of(error)}"
-        raise ConfigurationError(
-            f"mongo URL {redact(url)} cannot be used ({type(error).__name__}){said}; a URL looks like "
-            "mongodb://host:27017/database?replicaSet=rs0, special characters of user and password %-escaped",
-            field="mongo",
-        ) from (None if secret else error)

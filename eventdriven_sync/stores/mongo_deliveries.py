@@ -295,6 +295,8 @@ def _literals(delivery: Delivery) -> Document:
         "token": delivery.token,
         "worker": delivery.worker,
     }
+    if not delivery.begun:
+        fields["begun"] = False
     if delivery.event is not None:
         fields["event"] = embedded(delivery.event)
     if delivery.raw is not None:

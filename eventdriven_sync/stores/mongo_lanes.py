@@ -27,13 +27,16 @@ from eventdriven_sync.stores.mongo_events import (
 )
 from eventdriven_sync.stores.mongo_outcomes import Record, later, literal, record_of
 
-# A lease that was still held ended with its worker.
+# A lease that was still held ended with its worker. What was lost before and has not begun was only waiting
+# in the hands of that worker; ``begun`` is missing where nobody asks.
+_DIED: Document = {"$and": [{"$eq": ["$state", "running"]}, {"$ne": ["$begun", False]}]}
 _CLAIMED: Document = {
     "state": "running",
     "attempts": {"$add": ["$attempts", 1]},
-    "lost": {"$add": ["$lost", {"$cond": [{"$eq": ["$state", "running"]}, 1, 0]}]},
+    "lost": {"$add": ["$lost", {"$cond": [_DIED, 1, 0]}]},
     "started_at": "$$NOW",
 }
+_NOT_BEGUN: Document = {"$set": {"begun": {"$cond": ["$lost", False, "$$REMOVE"]}}}
 
 # Of a failure that was read without it.
 _NO_STACK = {"traceback": ""}
@@ -132,7 +135,8 @@ class MongoLanes:
             return []
         # Whoever is second finds the first one's lease and no longer matches. Repeated after a lost answer
         # it changes nothing more, and the token still finds what the first try claimed.
-        claim = [{"$set": literal({"token": token, "worker": worker}) | _CLAIMED | {"due_at": later(lease)}}]
+        claimed = literal({"token": token, "worker": worker}) | _CLAIMED | {"due_at": later(lease)}
+        claim = [{"$set": claimed}, _NOT_BEGUN]
         connection.call(action, lambda: target.update_many({"_id": {"$in": ids}} | due, claim))
         mine = {"_id": {"$in": ids}, "token": token, "state": "running"}
         # Where earlier attempts failed is for people, and may be much.
@@ -141,9 +145,12 @@ class MongoLanes:
         )
         return [delivery_of(found[key]) for key in ids if key in found]
 
-    def renew(self, delivery_ids: Sequence[str], *, token: str, lease: float) -> set[str]:
+    def renew(
+        self, delivery_ids: Sequence[str], *, token: str, lease: float, begun: bool = False
+    ) -> set[str]:
         """Prolong leases; return the ids that are no longer held under ``token``."""
-        if not self._change(delivery_ids, token, {"due_at": later(lease)}, "while renewing leases"):
+        fields = {"due_at": later(lease)} | ({"begun": "$$REMOVE"} if begun else {})
+        if not self._change(delivery_ids, token, fields, "while renewing leases"):
             return set()
         held = self.held(delivery_ids)
         return {key for key in delivery_ids if held.get(key) != token}
@@ -240,6 +247,7 @@ def delivery_of(document: Mapping[str, Any]) -> Delivery:
         failed=document["failed"],
         generation=document["generation"],
         lost=document["lost"],
+        begun=document.get("begun", True),
         failures=tuple(Failure(**(_NO_STACK | failure)) for failure in document.get("failures", ())),
         reason=document.get("reason", ""),
         created_at=document["created_at"],

@@ -287,6 +287,26 @@ def test_a_lease_that_ran_out_is_claimed_as_a_lost_start(lane: Lane) -> None:
         lane.stage.pass_time(LEASE)
         [claimed] = lane.claim(f"claim-{lost}", lease=LEASE)
         assert (claimed.attempts, claimed.lost, claimed.token) == (1 + lost, lost, f"claim-{lost}")
+        assert not claimed.begun
+        assert lane.deliveries.renew([lane.id], token=claimed.token, lease=LEASE, begun=True) == set()
+        assert lane.record.begun
+
+
+def test_what_waited_in_the_hands_of_a_dead_worker_counts_as_lost_only_once(lane: Lane) -> None:
+    lane.insert(lane.given.event())
+    for attempt, lost in ((1, 0), (2, 1), (3, 1)):
+        [claimed] = lane.claim(f"claim-{attempt}", lease=LEASE)
+        assert (claimed.attempts, claimed.lost, claimed.begun) == (attempt, lost, not lost)
+        lane.deliveries.renew([claimed.id], token=claimed.token, lease=LEASE)  # a lease alone begins nothing
+        lane.stage.pass_time(LEASE)
+
+
+def test_nothing_begins_under_a_lease_that_is_lost(lane: Lane) -> None:
+    lane.start(token="slow-1", lease=LEASE)
+    lane.stage.pass_time(LEASE)
+    lane.claim("claim-1")
+    assert lane.deliveries.renew([lane.id], token="slow-1", lease=LONG, begun=True) == {lane.id}
+    assert not lane.record.begun
 
 
 def test_a_retry_is_no_lost_start(lane: Lane) -> None:

@@ -106,6 +106,8 @@ def _runs(world: World, key: str, record: Delivery, plan: str) -> Iterator[str]:
         yield f"{key} succeeded, but its handler never returned"
     if plan == "poison" and len(runs) > SETTINGS.max_lost and not _seen(world, UNCOUNTED):
         yield f"{key} killed {len(runs)} workers, limit {SETTINGS.max_lost}"
+    if record.state == "dead" and record.reason == "worker_lost" and not runs:
+        yield f"{key} is dead of lost workers and was never run"
     if record.state == "dead" and record.reason == "attempts_exhausted" and plan in FAILS:
         tries = sum(run.how == "raised" for run in runs)
         if tries < min(ATTEMPTS, FAILS[plan]) and not _seen(world, EXPLAIN):

@@ -234,7 +234,9 @@ def _wrong_move(old: Delivery | None, new: Delivery) -> str:
         return "claimed without a token of its own" if same_token else ""
     if new.state == "running":
         renewed = new.token == old.token and new.attempts == old.attempts
-        return "" if renewed or new.lost == old.lost + 1 else "taken over without being counted as lost"
+        if not renewed and new.lost != old.lost + old.begun:
+            return "taken over without being counted as lost, or counted although it had not begun"
+        return "changed its mind: it had begun" if renewed and old.begun > new.begun else ""
     if new.state == "retrying" and new.attempts == old.attempts - 1:
         return "given back and still owned" if new.token else ""
     return "" if new.token == old.token else "settled by somebody who does not own it"

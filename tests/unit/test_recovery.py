@@ -215,6 +215,35 @@ def test_a_delivery_whose_worker_died_runs_again_when_its_lease_is_over(rig: Rig
     assert (claimed.delivery.lost, rig.run(claimed)) == (2, Done())
 
 
+def test_a_delivery_that_never_began_is_no_dead_letter_however_many_workers_die(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    pending(rig, handler, 1)
+    lane = recovery(rig, handler)
+    for _ in range(5):
+        assert lane.claim() == 1
+        (waiting,) = next(iter(rig.leases.held().values())).values()
+        rig.leases.drop([waiting])
+        rig.clock.advance(31)
+    assert lane.claim() == 1
+    (claimed,) = next(iter(rig.leases.held().values())).values()
+    assert claimed.delivery is not None
+    assert (claimed.delivery.lost, claimed.delivery.attempts) == (1, 6)
+    assert rig.settler.begin(rig.settler.admit([claimed])) == [claimed]
+    record = rig.store.deliveries.get(claimed.delivery_id)
+    assert record is not None
+    assert record.begun
+    assert rig.run(claimed) == Done()
+
+
+def test_a_suspect_that_somebody_else_claimed_meanwhile_does_not_begin(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    late = rig.claimed(handler, ADA, lost=1, begun=False)
+    rig.clock.advance(31)
+    rig.store.deliveries.claim_due([handler.name], limit=9, lease=30, worker="other", token="other")
+    assert rig.settler.begin([late]) == []
+    assert len(rig.leases) == 0
+
+
 def test_a_lane_that_never_started_can_be_joined(rig: Rig) -> None:
     recovery(rig, rig.handler(lambda e: None, name="keep")).join(timeout=1)
 

@@ -77,12 +77,14 @@ class MemoryDeliveries:
             _put(tables.deliveries, claimed)
         return [copied(each) for each in claimed]
 
-    def renew(self, delivery_ids: Sequence[str], *, token: str, lease: float) -> set[str]:
+    def renew(
+        self, delivery_ids: Sequence[str], *, token: str, lease: float, begun: bool = False
+    ) -> set[str]:
         """Prolong leases; return the ids that are no longer held under ``token``."""
         until = _in(self._state.clock(), lease)
         with self._state.open() as tables:
             held = _held(tables.deliveries, delivery_ids, token)
-            _put(tables.deliveries, [evolve(each, due_at=until) for each in held])
+            _put(tables.deliveries, [evolve(each, due_at=until, begun=begun or each.begun) for each in held])
         return set(delivery_ids) - {each.id for each in held}
 
     def release(self, delivery_ids: Sequence[str], *, token: str) -> None:
@@ -242,11 +244,13 @@ def _end(delivery: Delivery, state: Any, now: datetime, *, reason: str = "") -> 
 
 
 def _claim(delivery: Delivery, now: datetime, until: datetime, worker: str, token: str) -> Delivery:
+    lost = delivery.lost + (delivery.state == "running" and delivery.begun)
     return evolve(
         delivery,
         state="running",
         attempts=delivery.attempts + 1,
-        lost=delivery.lost + (delivery.state == "running"),
+        lost=lost,
+        begun=not lost,
         started_at=now,
         due_at=until,
         worker=worker,
