@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 from eventdriven_sync import EventBus
@@ -33,8 +34,9 @@ def sockets() -> set[str]:
 def publish(bus: EventBus, witness: Witness, who: str, first: int) -> None:
     inherited = sockets()
     for number in range(first, first + MANY):
+        began = time.monotonic()
         bus.publish(OrderPlaced(number=number))
-        witness.note("published", number=number, who=who)
+        witness.note("published", number=number, who=who, seconds=time.monotonic() - began)
     flushed = bus.flush(timeout=20)
     witness.note("done", who=who, flushed=flushed, own=sorted(sockets() - inherited))
 

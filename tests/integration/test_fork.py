@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 from tests.apps import orders
 from tests.apps.forking import MANY
@@ -23,6 +24,16 @@ CHILDREN = ("forked before first use", "forked", "forked too", "mp fork", "mp sp
 def test_forked_and_spawned_children_publish_while_the_parent_goes_on(site: Site) -> None:
     bus = site.bus(orders.build)
     site.worker(bus)
+    done = fork_and_spawn(site)
+    numbers = [n for first in PUBLISHERS.values() for n in range(first, first + MANY)]
+    audited = conserved(bus, timeout=60)
+    assert [h.succeeded for h in audited.handlers] == [len(numbers)]
+    assert site.witness.counts("end") == dict.fromkeys(numbers, 1)
+    assert all(note["flushed"] for note in done.values()), "NATS has them: no reconciler was needed"
+
+
+def fork_and_spawn(site: Site) -> dict[str, Any]:
+    """Have every publisher publish; by its name, what it noted at its end."""
     ended = subprocess.run(
         [sys.executable, "-m", "tests.apps.forking", str(site.witness.path)],
         cwd=ROOT,
@@ -38,12 +49,9 @@ def test_forked_and_spawned_children_publish_while_the_parent_goes_on(site: Site
     assert site.witness.counts("published") == dict.fromkeys(numbers, 1)
     done = {note["who"]: note for note in site.witness.notes("done")}
     assert set(done) == set(PUBLISHERS)
-    assert all(note["flushed"] for note in done.values()), "NATS has them: no reconciler was needed"
     for child in CHILDREN:
         assert len(done[child]["own"]) >= 2, f"{child} opened sockets for NATS and MongoDB"
-    audited = conserved(bus, timeout=60)
-    assert [h.succeeded for h in audited.handlers] == [len(numbers)]
-    assert site.witness.counts("end") == dict.fromkeys(numbers, 1)
+    return done
 
 
 def test_a_forked_child_handles_events_with_a_worker_of_its_own(site: Site) -> None:
