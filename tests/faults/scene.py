@@ -66,6 +66,7 @@ class Scene:
         self._urls = (nats_url, mongo_url)
         self._began = time.monotonic()
         self._last_fault = self._began
+        self._remains = False
 
     def __enter__(self) -> Self:
         self.cluster.start()
@@ -80,8 +81,8 @@ class Scene:
         self.database.client.close()
         self.cluster.stop()
         self.journal.close()
-        if kind is None:
-            # Of a failed run everything stays, to be looked at.
+        if kind is None and not self._remains:
+            # Of a run that failed or lost something everything stays, to be looked at.
             shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
@@ -137,12 +138,14 @@ class Scene:
         drained = time.monotonic()
         _until(self._acknowledged, time.monotonic() + 30)
         self.crew.stop()
-        return attrs.evolve(
+        verdict = attrs.evolve(
             check(self.journal, self.database, self.load),
             drain=drained - self._last_fault,
             audit_exit=self._audit(),
             seconds=time.monotonic() - self._began,
         )
+        self._remains = bool(verdict.lost or verdict.dup_effects or verdict.audit_exit)
+        return verdict
 
     def bus(self) -> EventBus:
         """A bus of this process without handlers; to be closed by the caller."""
