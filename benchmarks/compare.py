@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+
+from benchmarks import harness
 
 Medians = dict[str, dict[str, float]]
 
@@ -23,7 +24,7 @@ def ratios(before: Medians, after: Medians) -> list[tuple[str, str, float, float
 
 
 def main() -> None:
-    first, second = (json.loads(Path(path).read_text().splitlines()[-1]) for path in sys.argv[1:3])
+    first, second = (harness.last_result(Path(path)) for path in sys.argv[1:3])
     if first["question"] != second["question"]:
         raise SystemExit(f"{first['question']} and {second['question']} are two questions")
     for name, figure, before, after, ratio in ratios(first["medians"], second["medians"]):

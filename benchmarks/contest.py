@@ -1,4 +1,7 @@
-"""Runs the peers beside each other: all servers, a process per publisher and worker, CPU of each server."""
+"""Runs the contenders beside each other: all servers, a process for each publisher and worker.
+
+What each server computed meanwhile belongs to the figures.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ PEERS = (
     "FastStream, JetStream",
 )
 Figures = dict[str, float]
+Measure = Callable[["Contest", str, argparse.Namespace], Figures]
 
 
 class Contest:
@@ -46,12 +50,11 @@ class Contest:
             self._urls["RABBIT"] = rabbit.url
         self._rabbit = rabbit
 
-    @property
-    def names(self) -> list[str]:
-        """Who takes part, ours first."""
+    def present(self, contenders: Iterable[str]) -> list[str]:
+        """Those whose servers run."""
         needs = {"Redis": "REDIS", "RabbitMQ": "RABBIT"}
         missing = [server for server, key in needs.items() if key not in self._urls]
-        return [each for each in (*OURS, *PEERS) if not any(server in each for server in missing)]
+        return [each for each in contenders if not any(server in each for server in missing)]
 
     def environ(self) -> dict[str, str]:
         """For the processes of one run: a namespace of their own."""
@@ -64,7 +67,7 @@ class Contest:
     ) -> subprocess.Popen[str]:
         """A process of a peer; ``answer`` gives its figures."""
         options = [f"--{key}={value}" for key, value in numbers.items()]
-        command = [sys.executable, "-m", "benchmarks.peers", peer, role, *options]
+        command = [sys.executable, "-m", "benchmarks.contender", peer, role, *options]
         return subprocess.Popen(
             command, env=dict(environ), cwd=harness.ROOT, stdout=subprocess.PIPE, text=True
         )
@@ -84,7 +87,8 @@ class Contest:
         try:
             self.run(peer, "publish", environ, events=0)
             assert worker.stdout is not None
-            next(line for line in worker.stdout if '"warm"' in line)  # it handles
+            if not any('"warm"' in line for line in worker.stdout):
+                raise RuntimeError(f"the worker of {peer} ended before it handled anything")
             publisher = self.run(peer, "publish", environ, events=events, **numbers)
             return answer(worker), publisher
         finally:
@@ -128,12 +132,25 @@ def contest() -> Iterator[Contest]:
         yield Contest(stack.enter_context(DevServers()), redis, rabbit)
 
 
-def main(
-    question: str, measure: Callable[[Contest, str, argparse.Namespace], Figures], **numbers: int
-) -> None:
-    """A benchmark of one question: every peer, interleaved, then the table and the JSON."""
-    options = harness.options(question, **numbers)
+def share(contender: str, events: int) -> int:
+    """How many of the events a contender gets: slow ones a quarter, or everything would take hours."""
+    slow = ("naive", "Celery", "Dramatiq")
+    return events // 4 if contender.startswith(slow) else events
+
+
+def main(question: str, measure: Measure, *, raw: Sequence[str] = (), **numbers: int | str) -> None:
+    """A benchmark of one question: every contender, interleaved, then the table and the JSON.
+
+    Args:
+        raw: the raw limits that take part.
+        numbers: options with their defaults; ``--only`` takes parts of contenders' names, with commas.
+    """
+    options = harness.options(question, only="", **numbers)
     with contest() as servers:
-        contenders = {peer: (lambda peer=peer: measure(servers, peer, options)) for peer in servers.names}
+        contenders = {
+            each: (lambda each=each: measure(servers, each, options))
+            for each in servers.present((*OURS, *PEERS, *raw))
+            if any(part in each for part in options.only.split(","))
+        }
         found = harness.interleaved(contenders, runs=options.runs)
     harness.report(question, found)

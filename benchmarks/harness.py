@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,45 +20,48 @@ from pymongo import monitoring
 Run = Callable[[], Mapping[str, float]]
 
 ROOT = Path(__file__).parents[1]
+FAILED = "failed_runs"
 
 
-def options(description: str, **defaults: int) -> argparse.Namespace:
-    """``--runs`` and the numbers of one benchmark, from the command line."""
+def options(description: str, **defaults: int | str) -> argparse.Namespace:
+    """``--runs`` and the numbers and texts of one benchmark, from the command line."""
     parser = argparse.ArgumentParser(description=description)
     for name, default in {"runs": 5, **defaults}.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}"
-        )
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(default), default=default, help=f"default {default!r}")
     return parser.parse_args()
 
 
 def interleaved(contenders: Mapping[str, Run], *, runs: int) -> dict[str, dict[str, list[float]]]:
-    """Run A B A B …, so that a disturbance of the machine meets all alike; every figure of every run."""
+    """Run A B A B …, so that a disturbance of the machine meets all alike; every figure of every run.
+
+    A run that raises is told on the error output and counted as ``failed_runs``: the others go on.
+    """
     found: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
     for number in range(runs):
         for name, run in contenders.items():
-            for figure, value in run().items():
+            for figure, value in _figures(name, run).items():
                 found[name].setdefault(figure, []).append(value)
         print(f"run {number + 1} of {runs} done", file=sys.stderr)
     return found
 
 
+def _figures(name: str, run: Run) -> Mapping[str, float]:
+    try:
+        return run()
+    except Exception:  # whatever a peer raises
+        print(f"{name} failed:\n{traceback.format_exc()}", file=sys.stderr)
+        return {FAILED: 1.0}
+
+
 def medians(found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """The median of every figure."""
+    """The median of every figure; of the runs that failed how many."""
     return {
-        name: {figure: statistics.median(values) for figure, values in figures.items()}
+        name: {
+            figure: sum(values) if figure == FAILED else statistics.median(values)
+            for figure, values in figures.items()
+        }
         for name, figures in found.items()
-    }
-
-
-def cpu_us(body: Callable[[], object], *, times: int) -> dict[str, float]:
-    """CPU and wall microseconds of this process for one call of ``body``, over so many."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(times):
-        body()
-    return {
-        "cpu_us": (time.process_time() - cpu) * 1e6 / times,
-        "wall_us": (time.perf_counter() - wall) * 1e6 / times,
     }
 
 
@@ -93,6 +96,12 @@ def report(question: str, found: Mapping[str, Mapping[str, list[float]]], **fact
     for name, fact in facts.items():
         print(f"{name}: {fact}", file=sys.stderr)
     print(json.dumps({"question": question, "machine": machine(), **facts, "medians": middle, "runs": found}))
+
+
+def last_result(path: Path) -> dict[str, Any]:
+    """What ``report`` printed into a file."""
+    found: dict[str, Any] = json.loads(path.read_text().splitlines()[-1])
+    return found
 
 
 def machine() -> dict[str, Any]:

@@ -1,71 +1,29 @@
-"""This library and its peers on the same work, each as publisher and as worker in a process of its own.
+"""This library and its peers on the same work: how each publishes, and how its worker is started.
 
-``python -m benchmarks.peers PEER publish|work`` prints one line of JSON; ``benchmarks.contest`` runs them.
-The environment has ``BENCH_NATS``, ``BENCH_MONGO``, ``BENCH_REDIS``, ``BENCH_RABBIT``,
-``BENCH_NAME``. Give numbers of events that 8 and 32 divide: threads share them evenly.
+``benchmarks.contender`` runs one of them in a process of its own. The environment has ``BENCH_NATS``,
+``BENCH_MONGO``, ``BENCH_REDIS``, ``BENCH_RABBIT`` and ``BENCH_NAME``.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import logging
-import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
-
-import psutil
-
-from benchmarks.shop import in_threads, percentile
 
 Payload = dict[str, Any]
 Publish = Callable[[Payload], object]
+AsyncPublish = Callable[[Payload], Awaitable[object]]
 THREADS = 8
-LIMIT = 120.0
-WARM_UP = 20
 
 
 def payload(number: int, *, warm_up: bool = False) -> Payload:
     """About 200 bytes of JSON; ``sent`` is the system's monotonic clock, or 0 of what is not counted."""
     sent = 0.0 if warm_up else time.monotonic()
     return {"number": number, "customer": "c" * 40, "text": "x" * 110, "sent": sent}
-
-
-class Seen:
-    """Counts what a worker handled, and how long each event was under way, until all were."""
-
-    def __init__(self, wanted: int) -> None:
-        self.done = threading.Event()
-        self.latencies: list[float] = []
-        self.began = self.ended = 0.0
-        self.first_sent = math.inf
-        self._lock = threading.Lock()  # guards latencies
-        self._wanted = wanted
-        self._warmed = False
-
-    def __call__(self, event: Payload) -> None:
-        now = time.monotonic()
-        if not event["sent"]:
-            return self._warm()
-        with self._lock:
-            self.began = self.began or now
-            self.first_sent = min(self.first_sent, event["sent"])
-            self.latencies.append((now - event["sent"]) * 1000)
-            if len(self.latencies) == self._wanted:
-                self.ended = now
-                self.done.set()
-        return None
-
-    def _warm(self) -> None:
-        """Tells whoever started this worker that it works."""
-        with self._lock:
-            first, self._warmed = not self._warmed, True
-        if first:
-            print('\n{"warm": true}', flush=True)
 
 
 def url(server: str) -> str:
@@ -256,8 +214,22 @@ class DramatiqPeer:
         dramatiq.Worker(self.broker, worker_threads=THREADS).start()
 
 
-class FastStreamPeer:
-    """FastStream on JetStream: async through and through, so a "thread" is a task of its loop."""
+class AsyncPeer:
+    """Publishes from tasks of one event loop, where others do from threads."""
+
+    async def connect(self) -> AsyncPublish:
+        """What publishes, ready to be used."""
+        raise NotImplementedError
+
+    async def confirmed(self) -> None:
+        """Wait until everything is confirmed; here publishing itself waits."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+
+class FastStreamPeer(AsyncPeer):
+    """FastStream on JetStream: async through and through."""
 
     def __init__(self) -> None:
         from faststream.nats import JStream, NatsBroker
@@ -266,28 +238,15 @@ class FastStreamPeer:
         self.stream = JStream(name=f"{name()}_fs", subjects=[f"{name()}.fs"])
         self.subject = f"{name()}.fs"
 
-    async def publish_all(self, tasks: int, each: int, rate: float, took: list[float]) -> float:
+    async def connect(self) -> AsyncPublish:
         await self.broker.connect()
-        with_stream = {"stream": self.stream.name}
         await self.broker.config.connection_state.stream.add_stream(  # before the first confirmation
             name=self.stream.name, subjects=[self.subject]
         )
+        return lambda each: self.broker.publish(each, self.subject, stream=self.stream.name)
 
-        async def one(task: int) -> None:
-            for n in range(each):
-                if rate:
-                    await asyncio.sleep(began + n / rate - time.perf_counter())
-                begun = time.perf_counter()
-                await self.broker.publish(payload(task * each + n), self.subject, **with_stream)
-                took.append((time.perf_counter() - begun) * 1000)
-
-        for n in range(WARM_UP):
-            await self.broker.publish(payload(n, warm_up=True), self.subject, **with_stream)
-        began = time.perf_counter()
-        await asyncio.gather(*(one(task) for task in range(tasks)))
-        seconds = time.perf_counter() - began
+    async def close(self) -> None:
         await self.broker.stop()
-        return seconds
 
     def work(self, handlers: list[Callable[[Payload], None]]) -> None:
         from faststream.nats import PullSub
@@ -326,78 +285,3 @@ PEERS: dict[str, Callable[[], Any]] = {
     "Dramatiq, RabbitMQ confirmed": lambda: DramatiqPeer(url("RABBIT"), confirmed=True),
     "FastStream, JetStream": FastStreamPeer,
 }
-
-
-# --- the two roles --------------------------------------------------------------------------------------
-
-
-def publish(peer: Any, options: argparse.Namespace) -> dict[str, float]:
-    """So many events from so many threads, or in calls of ``many``, or at a rate."""
-    took: list[float] = []
-    each = options.events // options.threads
-    if not isinstance(peer, FastStreamPeer):
-        send = peer.publisher()
-        for n in range(WARM_UP):
-            send(payload(n, warm_up=True))
-    cpu = time.process_time()
-    if isinstance(peer, FastStreamPeer):
-        seconds = asyncio.run(peer.publish_all(options.threads, each, options.rate, took))
-    elif options.many:
-        calls = max(options.events // options.many, 1)
-        seconds = in_threads(1, calls, lambda n: peer.many([payload(k) for k in range(options.many)]))
-    else:
-        seconds = in_threads(options.threads, each, _timed(send, took, options.rate))
-    cpu = time.process_time() - cpu
-    if not isinstance(peer, FastStreamPeer):
-        peer.finish()
-    found = {"per_second": options.events / seconds, "publisher_us": cpu * 1e6 / max(options.events, 1)}
-    return found | ({"p50_ms": percentile(took, 0.5), "p99_ms": percentile(took, 0.99)} if took else {})
-
-
-def _timed(send: Publish, took: list[float], rate: float) -> Callable[[int], None]:
-    began = time.perf_counter()
-
-    def one(number: int) -> None:
-        if rate:
-            time.sleep(max(0.0, began + number / rate - time.perf_counter()))
-        begun = time.perf_counter()
-        send(payload(number))
-        took.append((time.perf_counter() - begun) * 1000)
-
-    return one
-
-
-def work(peer: Any, options: argparse.Namespace) -> dict[str, float]:
-    """Handle so many; the time runs from the first of them, ``live`` from when the first was published."""
-    seen = Seen(options.events * options.handlers)
-    cpu = time.process_time()
-    peer.work([seen] * options.handlers)
-    if not seen.done.wait(LIMIT):
-        raise SystemExit(f"only {len(seen.latencies)} of {options.events} handled within {LIMIT:g} s")
-    handled = options.events * options.handlers
-    return {
-        "per_second": handled / (seen.ended - seen.began),
-        "live_per_second": handled / (seen.ended - seen.first_sent),
-        "worker_us": (time.process_time() - cpu) * 1e6 / handled,
-        "worker_mb": psutil.Process().memory_info().rss / 2**20,
-        "p50_ms": percentile(seen.latencies, 0.5),
-        "p99_ms": percentile(seen.latencies, 0.99),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="One peer in one role")
-    parser.add_argument("peer", choices=PEERS)
-    parser.add_argument("role", choices=["publish", "work"])
-    for option in ("--events", "--threads", "--many", "--rate", "--handlers"):
-        parser.add_argument(option, type=int, default=0 if option in ("--many", "--rate") else 1)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.CRITICAL)
-    role = publish if options.role == "publish" else work
-    found = json.dumps(role(PEERS[options.peer](), options))
-    print(f"\n{found}", flush=True)  # peers print as well, and not whole lines
-    os._exit(0)  # whatever threads a peer leaves behind
-
-
-if __name__ == "__main__":
-    main()

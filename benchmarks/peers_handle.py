@@ -9,17 +9,19 @@ import argparse
 
 from benchmarks import contest
 
+WANTED = ("per_second", "worker_us", "worker_mb", "nats_us", "mongod_us", "redis_us", "rabbit_us")
+
 
 def measure(servers: contest.Contest, peer: str, options: argparse.Namespace) -> contest.Figures:
     found: contest.Figures = {}
+    events = contest.share(peer, options.events)
     for handlers in (1, 3):
         environ = servers.environ()
-        servers.run(peer, "publish", environ, events=options.events, threads=8)
-        figures = servers.run(peer, "work", environ, events=options.events, handlers=handlers)
-        wanted = ("per_second", "worker_us", "worker_mb", "nats_us", "mongod_us", "redis_us", "rabbit_us")
-        found |= {f"{key}@{handlers}": figures[key] for key in wanted if key in figures}
+        servers.run(peer, "publish", environ, events=events, threads=8)
+        figures = servers.run(peer, "work", environ, events=events, handlers=handlers)
+        found |= {f"{key}@{handlers}": figures[key] for key in WANTED if key in figures}
     return found
 
 
 if __name__ == "__main__":
-    contest.main("handled", measure, events=20_000)
+    contest.main("peers_handle", measure, raw=("raw: pull + ack",), events=16_000)

@@ -114,7 +114,7 @@ def main() -> None:
     writes = harness.watch_writes()
     with DevServers() as servers:
         found = harness.interleaved(contenders(servers, options), runs=options.runs)
-    harness.report("handle", found, writes=dict(writes))
+    harness.report("worker", found, writes=dict(writes))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from benchmarks import contest
 
 
 def measure(servers: contest.Contest, peer: str, options: argparse.Namespace) -> contest.Figures:
-    worker, publisher = servers.pair(peer, events=options.events, threads=8)
+    worker, publisher = servers.pair(peer, events=contest.share(peer, options.events), threads=8)
     return {
         "per_second": worker["live_per_second"],
         "publisher_us": publisher["publisher_us"],
@@ -20,4 +20,4 @@ def measure(servers: contest.Contest, peer: str, options: argparse.Namespace) ->
 
 
 if __name__ == "__main__":
-    contest.main("live", measure, events=20_000)
+    contest.main("peers_live", measure, events=8000)

@@ -65,7 +65,7 @@ def main() -> None:
         bus.publish(Ordered(number=0))
         found = harness.interleaved(contenders(bus, options.events), runs=options.runs)
         bus.flush(timeout=30)
-    harness.report("publish", found, writes=dict(writes))
+    harness.report("publisher", found, writes=dict(writes))
 
 
 if __name__ == "__main__":
