@@ -18,10 +18,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks import harness
 from benchmarks.rabbit import Rabbit
+from benchmarks.shop import cpu_seconds
 from eventdriven_sync.devserver import DevServers
 
 OURS = ("ours, stored", "ours, broker")
@@ -96,9 +95,9 @@ class Contest:
 
     def cpu(self) -> Figures:
         """Seconds that each server has computed."""
-        found = {key: _seconds(psutil.Process(process.pid)) for key, process in self._pids.items() if process}
+        found = {key: cpu_seconds(process.pid) for key, process in self._pids.items() if process}
         if self._rabbit:
-            found["rabbit"] = sum(map(_seconds, self._rabbit.processes()))
+            found["rabbit"] = sum(cpu_seconds(process.pid) for process in self._rabbit.processes())
         return found
 
 
@@ -109,11 +108,6 @@ def answer(process: subprocess.Popen[str]) -> Figures:
         raise RuntimeError(f"{process.args} ended with {process.returncode}")
     found: Figures = json.loads(output.strip().splitlines()[-1])
     return found
-
-
-def _seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 @contextmanager

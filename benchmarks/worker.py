@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from tenacity import stop_after_attempt, wait_none
 
 from benchmarks import harness
-from benchmarks.shop import Ordered, bus_on, in_threads
+from benchmarks.shop import Ordered, bus_on, in_threads, publish_backlog
 from eventdriven_sync import EventBus, RetryPolicy, Worker
 from eventdriven_sync.devserver import DevServers
 
@@ -31,21 +31,22 @@ class Counter:
         self.done = threading.Event()
 
     def __call__(self, event: Ordered) -> None:
+        self.add(1)
+
+    def add(self, number: int) -> None:
         with self._lock:
-            self._left -= 1
-            if not self._left:
+            self._left -= number
+            if self._left <= 0:
                 self.done.set()
 
 
 def drained(bus: EventBus, handlers: int, events: int) -> Mapping[str, float]:
-    """Publish a backlog, then work it off; handlings a second, until the last is recorded."""
+    """Publish a backlog, then work it off; handlings a second, until the last handler has returned."""
     count = Counter(events * handlers)
     for number in range(handlers):
         bus.group(f"Group{number}").handler(Ordered, name="count")(count)
     bus.open()
-    for start in range(0, events, 1000):
-        bus.publish_many([Ordered(number=start + n) for n in range(1000)])
-    bus.flush(timeout=60)
+    publish_backlog(bus, events)
     return worked_off(bus, events * handlers, count)
 
 
@@ -71,8 +72,7 @@ def failing(bus: EventBus, events: int) -> Mapping[str, float]:
         count(event)
         raise ValueError("no")
 
-    bus.publish_many([Ordered(number=n) for n in range(events)])
-    bus.flush(timeout=60)
+    publish_backlog(bus, events)
     return worked_off(bus, events * attempts, count)
 
 

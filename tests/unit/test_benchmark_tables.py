@@ -1,0 +1,87 @@
+"""The README's tables of the benchmarks, from results that are given."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks import harness, tables
+from benchmarks.tables import COLUMNS, NOTHING
+
+MACHINE = {"commit": "abc1234", "python": "3.11.7", "cores": 2, "load": 0.1}
+
+
+def result(runs: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    return {"machine": MACHINE, "medians": harness.medians(runs), "runs": runs}
+
+
+RESULTS = {
+    "peers_publish": result(
+        {
+            "ours, stored": {"per_second@1": [900.0, 850.0, 800.0], "p99_ms@1": [1.26]},
+            "raw: js.publish": {"per_second@1": [3852.7]},
+        }
+    ),
+    "peers_handle": result(
+        {"ours, stored": {"per_second@1": [14_566.0]}, "peer": {harness.FAILED: [1.0, 1.0]}}
+    ),
+    "processes": result(
+        {"1 process": {"per_second": [5577.0]}, "2 processes": {"per_second": [6720.0], "ratio": [1.2]}}
+    ),
+    "recovery": result({"retries that are due": {"per_second": [1469.8]}}),
+    "idle": result({"100 handlers": {harness.FAILED: [1.0]}}),
+}
+
+
+def row(table: str, begin: str) -> list[str]:
+    line = next(line for line in table.splitlines() if line.startswith(f"| {begin} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_each_contender_has_its_medians_and_a_dash_where_it_was_not_asked() -> None:
+    table = tables.peers(RESULTS)
+    titles = [title for _, _, title in COLUMNS]
+    ours = dict(zip(titles, row(table, "ours, stored")[1:], strict=True))
+    assert (ours["publish, 1 thread, /s"], ours["handled, 1 handler, /s"]) == ("850", "14,566")
+    assert row(table, "raw: js.publish")[1:] == ["3,853", *[NOTHING] * (len(COLUMNS) - 1)]
+    assert set(row(table, "peer")[1:]) == {NOTHING}
+
+
+def test_a_question_without_any_figure_has_no_row() -> None:
+    table = tables.alone(RESULTS)
+    assert row(table, "handler of 50 µs of CPU: 1 and 2 worker processes")[1] == "5,577/s and 6,720/s: ×1.20"
+    assert "1,470/s, – µs" in table
+    assert "100 handlers" not in table
+
+
+def test_failed_runs_are_told() -> None:
+    assert tables.failed_runs(RESULTS) == ["peers_handle: peer, 2 runs", "idle: 100 handlers, 1 runs"]
+    assert "Failed: peers_handle: peer, 2 runs" in tables.text(RESULTS)
+
+
+def test_no_results_at_all_are_empty_tables() -> None:
+    assert len(tables.peers({}).splitlines()) == len(tables.alone({}).splitlines()) == 2
+
+
+def test_tables_stand_between_their_markers_and_the_rest_stays() -> None:
+    readme = "a\n<!-- peers begin -->old<!-- peers end -->\nb\n<!-- alone begin --><!-- alone end -->\nc\n"
+    written = tables.filled(readme, RESULTS)
+    assert "old" not in written
+    assert [written.count(line) for line in ("a\n<!--", "-->\nb\n<!--", "-->\nc\n", "ours, stored")] == [
+        1
+    ] * 4
+    assert "commit abc1234, Python 3.11.7, 2 cores" in written
+    assert tables.filled(written, RESULTS) == written
+
+
+def test_a_readme_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="peers begin"):
+        tables.filled("a", RESULTS)
+
+
+def test_a_run_that_raises_does_not_keep_others_from_running(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> dict[str, float]:
+        raise RuntimeError("no server")
+
+    found = harness.interleaved({"broken": broken, "well": lambda: {"rate": 2.0}}, runs=2)
+    assert harness.medians(found) == {"broken": {harness.FAILED: 2.0}, "well": {"rate": 2.0}}
+    assert "no server" in capsys.readouterr().err
