@@ -234,7 +234,7 @@ class FastStreamPeer(AsyncPeer):
     def __init__(self) -> None:
         from faststream.nats import JStream, NatsBroker
 
-        self.broker = NatsBroker(url("NATS"))
+        self.broker = NatsBroker(url("NATS"), logger=None)  # it would write two lines for each message
         self.stream = JStream(name=f"{name()}_fs", subjects=[f"{name()}.fs"])
         self.subject = f"{name()}.fs"
 
