@@ -182,7 +182,7 @@ OPERATION = {
 }  # fmt: skip
 SUMMARY = {
     "id", "handler", "event_id", "event_name", "operation_id", "state", "attempts", "failed", "generation",
-    "lost", "reason", "created_at", "started_at", "settled_at", "duration_ms", "due_at", "worker",
+    "lost", "begun", "reason", "created_at", "started_at", "settled_at", "duration_ms", "due_at", "worker",
     "discarded_from", "job", "error_type", "error", "fingerprint",
 }  # fmt: skip
 LAST_ERROR = {"error_type", "error", "fingerprint"}
