@@ -103,7 +103,10 @@ class Contest:
 
 def answer(process: subprocess.Popen[str]) -> Figures:
     """The last line that it prints."""
-    output, _ = process.communicate(timeout=400)
+    try:
+        output, _ = process.communicate(timeout=400)
+    finally:
+        process.kill()
     if process.returncode:
         raise RuntimeError(f"{process.args} ended with {process.returncode}")
     found: Figures = json.loads(output.strip().splitlines()[-1])

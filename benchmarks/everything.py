@@ -20,6 +20,7 @@ from benchmarks import harness, tables
 
 README = Path(__file__).parent / "README.md"
 LIVE = "peers_live"
+LIMIT = 1800.0  # seconds for one question: about three times what the longest should take
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +63,7 @@ def ask(name: str, *, quick: bool, runs: int, out: Path) -> dict[str, Any]:
     """Run one benchmark in a process of its own; its result, also in a file.
 
     Raises:
-        subprocess.CalledProcessError, IndexError, ValueError: it failed or said nothing.
+        subprocess.SubprocessError, IndexError, ValueError: it failed, hung or said nothing.
     """
     question = QUESTIONS[name]
     numbers = question.quick if quick else question.full
@@ -73,7 +74,13 @@ def ask(name: str, *, quick: bool, runs: int, out: Path) -> dict[str, Any]:
     command.append(f"--runs={1 if quick else min(runs, question.runs)}")
     with (out / f"{name}.log").open("w") as log:
         done = subprocess.run(
-            command, cwd=harness.ROOT, stdout=subprocess.PIPE, stderr=log, text=True, check=True
+            command,
+            cwd=harness.ROOT,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            check=True,
+            timeout=LIMIT,
         )
     path = out / f"{name}.json"
     path.write_text(done.stdout)
@@ -89,8 +96,8 @@ def ask_all(names: list[str], *, quick: bool, runs: int, out: Path) -> tuple[dic
         print(f"--- {name}", file=sys.stderr)
         try:
             results[name] = ask(name, quick=quick, runs=runs, out=out)
-        except (subprocess.CalledProcessError, IndexError, ValueError) as error:
-            failures.append(f"{name}: {error}")
+        except (subprocess.SubprocessError, IndexError, ValueError) as error:
+            failures.append(f"{name}: {error}; see {out / name}.log")
         print(f"--- {name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return results, failures + tables.failed_runs(results)
 

@@ -170,7 +170,7 @@ class CeleryPeer:
 
     def work(self, handlers: list[Callable[[Payload], None]]) -> None:
         self.handlers = handlers
-        arguments = ["worker", "--pool=threads", f"--concurrency={THREADS}", "--loglevel=ERROR"]
+        arguments = ["--quiet", "worker", "--pool=threads", f"--concurrency={THREADS}", "--loglevel=ERROR"]
         arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         threading.Thread(target=lambda: self.app.worker_main(arguments), daemon=True).start()
 

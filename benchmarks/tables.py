@@ -12,22 +12,26 @@ Results = Mapping[str, Mapping[str, Any]]
 
 NOTHING = "–"
 PLACE = re.compile(r"\[([^|\]]+)\|(\w+)\]")
-# One row for each contender. Question, figure, title.
-COLUMNS = (
-    ("peers_publish", "per_second@1", "publish, 1 thread, /s"),
+# One row for each contender that was asked. Question, figure, title.
+Columns = tuple[tuple[str, str, str], ...]
+PUBLISHING: Columns = (
+    ("peers_publish", "per_second@1", "1 thread, /s"),
+    ("peers_publish", "p50_ms@1", "p50 ms"),
     ("peers_publish", "p99_ms@1", "p99 ms"),
     ("peers_publish", "per_second@8", "8 threads, /s"),
     ("peers_publish", "per_second@32", "32 threads, /s"),
     ("peers_publish", "per_second@many", "1,000 a call, /s"),
-    ("peers_publish", "publisher_us@8", "publisher µs"),
-    ("peers_handle", "per_second@1", "handled, 1 handler, /s"),
+    ("peers_publish", "publisher_us@8", "publisher's CPU at 8 threads, µs"),
+)
+HANDLING: Columns = (
+    ("peers_handle", "per_second@1", "1 handler, /s"),
     ("peers_handle", "per_second@3", "3 handlers, /s"),
-    ("peers_handle", "worker_us@1", "worker µs"),
-    ("peers_handle", "worker_mb@1", "worker MB"),
+    ("peers_handle", "worker_us@1", "worker's CPU, µs"),
+    ("peers_handle", "worker_mb@1", "worker, MB"),
     ("peers_live", "per_second", "live, /s"),
-    ("peers_latency", "p50_ms", "at 200/s p50 ms"),
+    ("peers_latency", "p50_ms", "latency at 200/s: p50 ms"),
     ("peers_latency", "p99_ms", "p99 ms"),
-    ("peers_latency_half", "p50_ms", "at half of live p50 ms"),
+    ("peers_latency_half", "p50_ms", "at half of live: p50 ms"),
     ("peers_latency_half", "p99_ms", "p99 ms"),
 )
 # What this library does alone. Question, what is asked, and the answer: [contender|figure] is a median.
@@ -115,13 +119,18 @@ ROWS = (
 
 
 def peers(results: Results) -> str:
+    """Publishing, and handling with latency."""
+    parts = {"published": PUBLISHING, "handled": HANDLING}
+    return "\n\n".join(contenders(results, title, columns) for title, columns in parts.items())
+
+
+def contenders(results: Results, title: str, columns: Columns) -> str:
     """A row for each contender; what it was not asked, or failed at, is a dash."""
-    asked = [name for name, _, _ in COLUMNS if name in results]
-    contenders = dict.fromkeys(each for name in asked for each in results[name]["medians"])
-    lines = [_line(["", *(title for _, _, title in COLUMNS)]), "|---|" + "--:|" * len(COLUMNS)]
-    for contender in contenders:
-        figures = [_median(results, name, contender, figure) for name, figure, _ in COLUMNS]
-        lines.append(_line([contender, *figures]))
+    asked = [name for name, _, _ in columns if name in results]
+    rows = dict.fromkeys(each for name in asked for each in results[name]["medians"])
+    lines = [_line([title, *(column for _, _, column in columns)]), "|---|" + "--:|" * len(columns)]
+    for row in rows:
+        lines.append(_line([row, *(_median(results, name, row, figure) for name, figure, _ in columns)]))
     return "\n".join(lines)
 
 
