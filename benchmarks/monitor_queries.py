@@ -115,6 +115,8 @@ def measure(asked: dict[str, list[Question]], *, times: int) -> dict[str, dict[s
     """Milliseconds of each question, after one that is not counted."""
     found: dict[str, dict[str, float]] = {}
     for name, variants in asked.items():
+        if not variants:  # a small store has no large chains
+            continue
         with contextlib.suppress(QueryTooSlow):
             variants[0]()
         took = []

@@ -147,7 +147,7 @@ def alone(results: Results) -> str:
 
 
 def measured(results: Results) -> str:
-    """Where and how often the results were measured."""
+    """Where and how often the results were measured, and what failed."""
     if not results:
         return ""
     machines = [result["machine"] for result in results.values()]
@@ -156,13 +156,15 @@ def measured(results: Results) -> str:
         for key in ("commit", "python", "cores")
     )
     most = max(_runs(result) for result in results.values())
-    return f"Medians of up to {most} interleaved runs; commit {commit}, Python {python}, {cores} cores."
+    where = f"Medians of up to {most} interleaved runs; commit {commit}, Python {python}, {cores} cores."
+    failures = failed_runs(results)
+    return f"{where}\n\nFailed: {'; '.join(failures)}." if failures else where
 
 
 def failed_runs(results: Results) -> list[str]:
     """What failed within the results."""
     return [
-        f"{name}: {contender}, {figures[FAILED]:.0f} runs"
+        f"{name}: {contender} (failed runs: {figures[FAILED]:.0f})"
         for name, result in results.items()
         for contender, figures in result["medians"].items()
         if FAILED in figures
@@ -171,9 +173,7 @@ def failed_runs(results: Results) -> list[str]:
 
 def text(results: Results) -> str:
     """Both tables and what there is to say about them."""
-    parts = [peers(results), alone(results), measured(results)]
-    failures = failed_runs(results)
-    return "\n\n".join(parts + [f"Failed: {'; '.join(failures)}."] * bool(failures))
+    return "\n\n".join([peers(results), alone(results), measured(results)])
 
 
 def filled(readme: str, results: Results) -> str:

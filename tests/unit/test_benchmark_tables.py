@@ -57,8 +57,11 @@ def test_a_question_without_any_figure_has_no_row() -> None:
 
 
 def test_failed_runs_are_told() -> None:
-    assert tables.failed_runs(RESULTS) == ["peers_handle: peer, 2 runs", "idle: 100 handlers, 1 runs"]
-    assert "Failed: peers_handle: peer, 2 runs" in tables.text(RESULTS)
+    assert tables.failed_runs(RESULTS) == [
+        "peers_handle: peer (failed runs: 2)",
+        "idle: 100 handlers (failed runs: 1)",
+    ]
+    assert "Failed: peers_handle: peer (failed runs: 2)" in tables.text(RESULTS)
 
 
 def test_no_results_at_all_are_empty_tables() -> None:
