@@ -10,8 +10,8 @@ from tests.apps.jetstream import message_ids
 from tests.conftest import lacking
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import RowFactory, StageFactory
+from tests.faults.power import PoweredMongod, PoweredNats, missing
 from tests.faults.sizes import PATIENCE
-from tests.faults.uml import GuestMongod, GuestNats, missing
 from tests.faults.workload import Load
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(PATIENCE)]
@@ -26,28 +26,30 @@ def cluster(tmp_path: Path) -> Cluster:
 
 
 @pytest.fixture(params=[False, True], ids=["default_sync", "sync_always"])
-def nats(request: pytest.FixtureRequest, tmp_path: Path, cluster: Cluster) -> Iterator[GuestNats]:
-    server = GuestNats(tmp_path / "nats-guest", sync_always=request.param)
+def nats(request: pytest.FixtureRequest, tmp_path: Path, cluster: Cluster) -> Iterator[PoweredNats]:
+    server = PoweredNats(tmp_path / "nats-powered", sync_always=request.param)
     cluster.nats = [server]
     yield server
-    server.guest.remove()
+    server.kill()
+    server.disk.remove()
 
 
 @pytest.fixture
-def mongod(tmp_path: Path, cluster: Cluster) -> Iterator[GuestMongod]:
-    server = GuestMongod(tmp_path / "mongo-guest")
+def mongod(tmp_path: Path, cluster: Cluster) -> Iterator[PoweredMongod]:
+    server = PoweredMongod(tmp_path / "mongo-powered")
     cluster.mongo = [server]
     yield server
-    server.guest.remove()
+    server.kill()
+    server.disk.remove()
 
 
 def test_nats_losing_power_loses_nothing(
-    stage: StageFactory, row: RowFactory, cluster: Cluster, nats: GuestNats, request: pytest.FixtureRequest
+    stage: StageFactory, row: RowFactory, cluster: Cluster, nats: PoweredNats, request: pytest.FixtureRequest
 ) -> None:
     safe = bool(request.node.callspec.params["nats"])
     count = 5 if safe else 2
-    # A guest is slow, and slower when it writes every message through.
-    load = Load(events=1500, rate=20) if safe else Load(events=2400, rate=100)
+    # What is synced every two minutes only is lost as a whole.
+    load = Load(events=3000, rate=50) if safe else Load(events=4000, rate=100)
     kept, had = 0, 0
     with stage(load=load, cluster=cluster) as scene:
         scene.begin()
@@ -69,9 +71,9 @@ def test_nats_losing_power_loses_nothing(
 
 
 def test_mongodb_losing_power_loses_nothing(
-    stage: StageFactory, row: RowFactory, cluster: Cluster, mongod: GuestMongod
+    stage: StageFactory, row: RowFactory, cluster: Cluster, mongod: PoweredMongod
 ) -> None:
-    with stage(load=Load(events=1500, rate=20), cluster=cluster) as scene:
+    with stage(load=Load(events=2500, rate=40), cluster=cluster) as scene:
         scene.begin()
         for _ in scene.beats(5, after=4.0):
             mongod.kill()
@@ -84,7 +86,7 @@ def test_mongodb_losing_power_loses_nothing(
     )
 
 
-def _ids(nats: GuestNats) -> set[str]:
+def _ids(nats: PoweredNats) -> set[str]:
     """What the stream has; nothing if it is gone itself."""
     try:
         return set(message_ids(nats.url, STREAM))
