@@ -2,7 +2,7 @@
 
 The disk is an ext4 file system in a file. Linux can shut a file system down at once and without writing its
 journal: what was not synced is gone, as after a power failure, and mounting it again is what a machine does
-that comes back. File systems themselves are tested like this: https://github.com/kdave/xfstests, src/godown.c.
+that comes back. File systems are tested like this themselves: https://github.com/kdave/xfstests, src/godown.c
 Needs root.
 """
 
