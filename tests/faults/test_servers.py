@@ -39,7 +39,7 @@ def judge_nats(row: Row, verdict: Verdict, size: Size) -> None:
     )
 
 
-@sizes(quick=None, full=(6, 5.0), rate=30, takes=14.0)
+@sizes(quick=None, full=(10, 5.0), rate=30, takes=14.0)
 def test_a_killed_primary_loses_nothing_and_no_publish_fails(
     stage: StageFactory, row: RowFactory, size: Size
 ) -> None:
