@@ -28,9 +28,9 @@ _SILENT, _SECOND_LOOK = 15.0, 2.0
 _QUIET = 0.2
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
 # A server that was killed forgets its last acknowledgements and delivers those messages again at once;
-# others come back after ack_wait.
+# others come back after ack_wait. What is no longer remembered here the store is asked for.
 _REMEMBER = 30.0
-_REMEMBER_MOST = 50_000
+_REMEMBER_MOST = 10_000
 _OWED_MOST = 50_000
 
 
