@@ -45,6 +45,7 @@ QUESTIONS = {
     LIVE: Question(full={"events": 8000}, quick={"events": 320}),
     "peers_latency": Question(full={"rate": 200, "seconds": 8}, quick={"seconds": 1}),
     "peers_latency_half": Question(module="peers_latency", full={"seconds": 6}, quick={"seconds": 1}),
+    "writes": Question(full={"writes": 300}, quick={"writes": 20}),
     "worker": Question(full={"events": 20_000}, quick={"events": 1000}),
     "processes": Question(full={"events": 20_000}, quick={"events": 1000}),
     "batches": Question(full={"events": 20_000}, quick={"events": 1000}),

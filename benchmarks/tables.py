@@ -36,6 +36,15 @@ HANDLING: Columns = (
 )
 # What this library does alone. Question, what is asked, and the answer: [contender|figure] is a median.
 ROWS = (
+    *(
+        (
+            "writes",
+            f"one durable write of {size} events by one thread",
+            f"[{size} events|p50_ms] ms at p50; CPU of this process [{size} events|own_us] µs, "
+            f"of mongod [{size} events|mongod_us] µs",
+        )
+        for size in (1, 8, 32, 128)
+    ),
     (
         "processes",
         "handler of 50 µs of CPU: 1 and 2 worker processes",
