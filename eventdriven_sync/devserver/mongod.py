@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventdriven_sync.devserver.ports import LOOPBACK, connect
-from eventdriven_sync.devserver.process import LocalServer, ServerStartFailed
+from eventdriven_sync.devserver.process import LAUNCHES, LocalServer, ServerStartFailed
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -49,14 +49,19 @@ class Mongod(LocalServer):
         """
         import pymongo
 
+        settled = self._port_is_settled
         super().await_ready()
         deadline = time.monotonic() + self._start_timeout
         url = f"mongodb://{LOOPBACK}:{self.port}/?directConnection=true"
         with pymongo.MongoClient[Any](url, serverSelectionTimeoutMS=1000, socketTimeoutMS=5000) as client:
             while (obstacle := self._obstacle(client.admin)) is not None:
                 if not self.running:
-                    self._fail("ended while starting")
+                    # What answered was not ours, if the port is somebody else's.
+                    self._port_is_settled = settled
+                    self._launch_again(LAUNCHES if settled else 1)
+                    return self.await_ready()
                 self._wait_a_little(deadline, last_error=obstacle)
+        return None
 
     def _obstacle(self, admin: Database[Any]) -> Exception | None:
         """What keeps the server from being primary; it passes by itself in most starts.

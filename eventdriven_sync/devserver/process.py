@@ -16,7 +16,7 @@ from eventdriven_sync.devserver.ports import free_port, is_free
 from eventdriven_sync.errors import ConfigurationError
 
 _POLL = 0.02
-_LAUNCHES = 3
+LAUNCHES = 3
 _TAIL_BYTES = 65_536
 _TAIL_LINES = 15
 _LINE_WIDTH = 300
@@ -190,10 +190,12 @@ class LocalServer:
 
     def log_tail(self) -> str:
         """The last lines that the server printed since its latest start, long lines cut."""
+        return "\n".join(line[:_LINE_WIDTH] for line in self._printed().splitlines()[-_TAIL_LINES:])
+
+    def _printed(self) -> str:
         with contextlib.suppress(FileNotFoundError), self.log_path.open("rb") as log:
             log.seek(max(self._log_offset, self.log_path.stat().st_size - _TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
-            return "\n".join(line[:_LINE_WIDTH] for line in lines[-_TAIL_LINES:])
+            return log.read().decode(errors="replace")
         return ""
 
     def _command(self, binary: str) -> list[str]:
@@ -226,8 +228,11 @@ class LocalServer:
 
     def _launch_again(self, launches: int) -> None:
         """Once more if the port was lost to somebody else, on another one unless clients know this one."""
-        if "address already in use" not in self.log_tail().lower() or launches == _LAUNCHES:
+        # mongod goes on for many lines after it has said so.
+        if "address already in use" not in self._printed().lower():
             self._fail("ended while starting")
+        if launches == LAUNCHES:
+            self._fail(f"ended while starting: port {self.port} is in use by another process")
         if not self._port_is_settled:
             self.port = 0
             (self.directory / "port").unlink(missing_ok=True)

@@ -17,7 +17,8 @@ import pymongo
 import pymongo.errors
 import pytest
 
-from eventdriven_sync.devserver import DevServers, NatsServer, ServerBinaryMissing, ServerStartFailed
+from eventdriven_sync.devserver import DevServers, Mongod, NatsServer, ServerBinaryMissing, ServerStartFailed
+from eventdriven_sync.devserver.ports import free_port
 from eventdriven_sync.errors import ConfigurationError
 from tests.polling import eventually
 
@@ -259,13 +260,30 @@ def test_dev_up_ends_with_the_log_of_a_server_that_died(
     assert '"c":"REPL"' in output or '"c":"NETWORK"' in output
 
 
-def test_an_occupied_port_is_an_error_with_the_end_of_the_log(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [NatsServer, Mongod])
+def test_an_occupied_port_is_an_error_that_says_so(kind: type[NatsServer | Mongod], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
-        server = NatsServer(tmp_path, port=occupied.getsockname()[1])
-        with pytest.raises(ServerStartFailed, match="address already in use") as failure:
+        port = occupied.getsockname()[1]
+        server = kind(tmp_path, port=port)
+        with pytest.raises(ServerStartFailed, match=f"port {port} is in use by another process") as failure:
             server.start()
     assert failure.value.log_path == server.log_path
     assert not server.running
+
+
+@pytest.mark.parametrize("kind", [NatsServer, Mongod])
+def test_a_port_that_was_lost_to_somebody_else_is_replaced(
+    kind: type[NatsServer | Mongod], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        ports = iter([occupied.getsockname()[1]])
+        monkeypatch.setattr(
+            "eventdriven_sync.devserver.process.free_port", lambda: next(ports, None) or free_port()
+        )
+        server = kind(tmp_path).start()
+        assert server.running
+        assert server.port != occupied.getsockname()[1]
+        server.kill()
 
 
 def test_a_server_that_never_answers_is_killed_after_the_timeout(tmp_path: Path) -> None:
