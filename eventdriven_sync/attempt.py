@@ -47,6 +47,11 @@ class Attempt:
     started: float = attrs.field(factory=time.monotonic)
 
     @property
+    def is_suspect(self) -> bool:
+        """Whether a worker that had it died, and the store does not know yet that it runs again."""
+        return self.delivery is not None and not self.delivery.begun
+
+    @property
     def event_id(self) -> str:
         """The event's id; for an unreadable message its place in the stream."""
         if self.delivery:

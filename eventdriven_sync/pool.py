@@ -281,8 +281,6 @@ class Pool:
             for attempt in arrived:
                 self._executor.read(attempt)
             admitted = self._settler.admit(arrived)
-            if job.batch or job.lane.collector is None:
-                admitted = self._settler.begin(admitted)
         except BaseException:
             job.put(arrived)
             raise
@@ -305,6 +303,9 @@ class Pool:
     def _run_each(self, job: Job) -> None:
         began, count = time.monotonic(), 0
         while (attempt := job.next()) is not None:
+            if attempt.is_suspect and not self._settler.begin([attempt]):
+                job.end([])
+                continue
             settlement = self._executor.run(attempt)
             if not job.end([(attempt, settlement)]):
                 return
@@ -313,8 +314,9 @@ class Pool:
             self._learn(job.lane, (time.monotonic() - began) / count)
 
     def _run_batch(self, job: Job) -> None:
-        attempts = job.next_batch()
+        attempts = self._settler.begin(job.next_batch())
         if not attempts:
+            job.end([])
             return
         batch = Batch(attempts[0].key, [attempt.payload for attempt in attempts])
         settlements = self._executor.run_batch(attempts, batch)

@@ -227,10 +227,10 @@ class Settler:
         return refused
 
     def begin(self, attempts: Sequence[Attempt]) -> list[Attempt]:
-        """Say of those that were lost before that they run now; those that may."""
+        """Say in the store of those that were lost before that they run now; those that may run."""
         suspects: dict[str, dict[str, Attempt]] = {}
         for attempt in attempts:
-            if attempt.delivery and not attempt.delivery.begun:
+            if attempt.delivery and attempt.is_suspect:
                 suspects.setdefault(attempt.token, {})[attempt.delivery_id] = attempt
                 attempt.delivery = attrs.evolve(attempt.delivery, begun=True)
         lost = list[Attempt]()
@@ -259,8 +259,7 @@ class Settler:
             token=attempt.token,
             worker=self._worker,
             event=event,
-            # A batch may have to wait for others.
-            begun=attempt.handler.batch is None,
+            begun=False,
         )
 
     def _until_back(self, step: Callable[[], T]) -> T:

@@ -104,9 +104,12 @@ def _runs(world: World, key: str, record: Delivery, plan: str) -> Iterator[str]:
     runs = world.witness.runs[handler, event_id]
     if record.state == "succeeded" and not any(run.how == "returned" for run in runs):
         yield f"{key} succeeded, but its handler never returned"
-    if plan == "poison" and len(runs) > SETTINGS.max_lost and not _seen(world, UNCOUNTED):
-        yield f"{key} killed {len(runs)} workers, limit {SETTINGS.max_lost}"
-    if record.state == "dead" and record.reason == "worker_lost" and not runs:
+    # In a batch it may also have ended with another one that hung: that is on record as a failure.
+    killed = len(runs) - record.failed
+    if plan == "poison" and killed > SETTINGS.max_lost and not _seen(world, UNCOUNTED):
+        yield f"{key} killed {killed} workers, limit {SETTINGS.max_lost}"
+    lost = record.state == "dead" and record.reason == "worker_lost"
+    if lost and not runs and world.witness.unheard[key] <= 0:
         yield f"{key} is dead of lost workers and was never run"
     if record.state == "dead" and record.reason == "attempts_exhausted" and plan in FAILS:
         tries = sum(run.how == "raised" for run in runs)

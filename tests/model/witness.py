@@ -66,6 +66,7 @@ class Witness:
         rows: what transactions of publishers wrote beside their event.
         children: ids of the events published while handling an event.
         broken: the laws that were seen broken, in words.
+        unheard: how often the store was told that a delivery begins, and whoever told it died before it did.
     """
 
     def __init__(self) -> None:
@@ -79,6 +80,7 @@ class Witness:
         self.faults: list[Fault] = []
         self.broken: list[str] = []
         self.succeeded: dict[str, int] = {}
+        self.unheard: Counter[str] = Counter()
 
     def commit(self, rows: Iterable[tuple[str, str]]) -> None:
         """A transaction went through."""
@@ -172,7 +174,8 @@ class Notes:
     def claim_due(self, answer: Sequence[Delivery], *_: Any, **__: Any) -> None:
         self._know(each.id for each in answer)
 
-    def renew(self, answer: set[str], delivery_ids: Sequence[str], **_: Any) -> None:
+    def renew(self, answer: set[str], delivery_ids: Sequence[str], *, begun: bool = False, **_: Any) -> None:
+        self._witness.unheard.update(delivery_ids if begun else ())
         for key in delivery_ids:
             if key not in answer and self._knows[key]:
                 self._knows[key][-1] = self._turn
@@ -185,7 +188,10 @@ class Notes:
     def heard_start(self, answer: Sequence[bool], deliveries: Sequence[Delivery], **_: Any) -> None:
         self._refuse(each.id for each, ok in zip(deliveries, answer, strict=True) if not ok)
 
-    def heard_renew(self, answer: set[str], *_: Any, **__: Any) -> None:
+    def heard_renew(
+        self, answer: set[str], delivery_ids: Sequence[str], *, begun: bool = False, **_: Any
+    ) -> None:
+        self._witness.unheard.subtract(delivery_ids if begun else ())
         self._refuse(answer)
 
     def _refuse(self, keys: Iterable[str]) -> None:
