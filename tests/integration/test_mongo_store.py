@@ -32,7 +32,8 @@ from eventdriven_sync.figures import AuditEntry, AuditQuery, HourCount
 from eventdriven_sync.outcome import Dead, Discarded, Done, Failure, RetryAt
 from eventdriven_sync.people import MAX_SESSIONS, Session, User, UserChange
 from eventdriven_sync.store import NEW, DeliveryQuery, EventQuery, OperationQuery
-from eventdriven_sync.stores import connection, mongo_events
+from eventdriven_sync.stores import client as driver
+from eventdriven_sync.stores import mongo_events
 from eventdriven_sync.stores.mongo import MongoStore
 from tests.contracts.samples import Samples
 from tests.polling import eventually
@@ -64,12 +65,12 @@ class Commands(monitoring.CommandListener):
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     """What is sent by stores that connect from now on."""
     noted = Commands()
-    build = connection.MongoClient
+    build = driver.MongoClient
 
     def client(url: str, *, event_listeners: list[Any], **options: Any) -> Any:
         return build(url, event_listeners=[*event_listeners, noted], **options)
 
-    monkeypatch.setattr(connection, "MongoClient", client)
+    monkeypatch.setattr(driver, "MongoClient", client)
     return noted
 
 

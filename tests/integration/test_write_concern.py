@@ -31,7 +31,7 @@ from eventdriven_sync.figures import HourCount
 from eventdriven_sync.flask import EventDriven
 from eventdriven_sync.monitor import Monitor
 from eventdriven_sync.people import MAX_SESSIONS, UserChange
-from eventdriven_sync.stores import connection
+from eventdriven_sync.stores import client as driver
 from tests.apps.orders import BillSent, OrderPlaced
 from tests.apps.site import Gate, conserved
 from tests.integration.conftest import QUICK
@@ -157,7 +157,7 @@ def _outermost(module: ast.Module, prefix: str = "") -> Iterator[tuple[str, ast.
 def wire(servers: DevServers, mongo_client: pymongo.MongoClient[Any]) -> Iterator[Wire]:
     """What the library sends while everything is done with it once."""
     noted = Wire()
-    build = connection.MongoClient
+    build = driver.MongoClient
 
     def client(url: str, *, event_listeners: list[Any], **options: Any) -> Any:
         return build(url, event_listeners=[*event_listeners, noted], **options)
@@ -167,7 +167,7 @@ def wire(servers: DevServers, mongo_client: pymongo.MongoClient[Any]) -> Iterato
     # Two transactions that create the same collection would meet.
     mongo_client[name].create_collection("books")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connection, "MongoClient", client)
+        patch.setattr(driver, "MongoClient", client)
         with EventBus(settings=settings) as bus:
             use_everything(bus)
     yield noted
