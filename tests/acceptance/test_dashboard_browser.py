@@ -633,8 +633,9 @@ HOSTILE = [
     "\u202e<details open ontoggle=window.pwned=1>",
     "&lt;img src=x onerror=window.pwned=1&gt;",
 ]
-# Without the marks of the time axis: how many it needs depends on how long all took.
-ELEMENTS = "() => document.querySelectorAll('*:not(.grid-line, .cut, svg[aria-hidden] > text)').length"
+# Marks of the axis and times of waiting depend on the moment.
+PASSING = ".grid-line, .cut, .kind-wait, .kind-wait > *, svg[aria-hidden] > text"
+ELEMENTS = f"() => document.querySelectorAll('*:not({PASSING})').length"
 
 
 @event("Hostile.said", key="text")
