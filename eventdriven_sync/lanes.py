@@ -151,6 +151,11 @@ class Job:
     taken: bool = False
     lock: threading.Lock = attrs.field(factory=threading.Lock)
 
+    def head(self) -> Attempt | None:
+        """What ``next`` would begin."""
+        with self.lock:
+            return self.waiting[0] if self.waiting and not (self.closed or self.taken) else None
+
     def next(self) -> Attempt | None:
         """Begin the next attempt; None when there is none left for this thread."""
         with self.lock:

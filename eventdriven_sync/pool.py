@@ -281,6 +281,8 @@ class Pool:
             for attempt in arrived:
                 self._executor.read(attempt)
             admitted = self._settler.admit(arrived)
+            if job.batch:
+                admitted = self._settler.begin(admitted)
         except BaseException:
             job.put(arrived)
             raise
@@ -302,10 +304,10 @@ class Pool:
 
     def _run_each(self, job: Job) -> None:
         began, count = time.monotonic(), 0
-        while (attempt := job.next()) is not None:
-            if attempt.is_suspect and not self._settler.begin([attempt]):
-                job.end([])
-                continue
+        while True:
+            self._tell_begun(job)
+            if (attempt := job.next()) is None:
+                break
             settlement = self._executor.run(attempt)
             if not job.end([(attempt, settlement)]):
                 return
@@ -313,10 +315,15 @@ class Pool:
         if count:
             self._learn(job.lane, (time.monotonic() - began) / count)
 
+    def _tell_begun(self, job: Job) -> None:
+        """If the next one is a suspect, have the store know that it begins; its timeout does not run yet."""
+        while (head := job.head()) is not None and head.is_suspect:
+            if not self._settler.begin([head]):
+                job.put([attempt for attempt in job.give_back() if attempt is not head])
+
     def _run_batch(self, job: Job) -> None:
-        attempts = self._settler.begin(job.next_batch())
+        attempts = job.next_batch()
         if not attempts:
-            job.end([])
             return
         batch = Batch(attempts[0].key, [attempt.payload for attempt in attempts])
         settlements = self._executor.run_batch(attempts, batch)

@@ -93,7 +93,7 @@ class GroupCommit(Generic[Item, Result]):
         self._write = write
         self._max_items = max_items
         self._max_bytes = max_bytes
-        # Guards all that follows; never held during a write.
+        # Guards all that follows but _took and _ended, which the writer sets; never held during a write.
         self._mutex = threading.Lock()
         self._queue: deque[Ticket[Item]] = deque()  # bounded: one ticket per waiting thread
         self._writer: Ticket[Item] | None = None
@@ -193,6 +193,7 @@ class GroupCommit(Generic[Item, Result]):
         with self._mutex:
             if self._writer is ticket:
                 news = [member for member in self._batch if member.results is not None]
+                self._gathering = False  # it may have been interrupted while it did
                 self._callers = len(self._batch) + len(self._queue)
                 self._return_batch(interrupted=ticket.results is None)
                 self._writer = self._queue.popleft() if self._queue else None

@@ -306,6 +306,31 @@ def test_what_killed_too_many_workers_is_neither_built_nor_run(rig: Rig, batch: 
 # --- timeouts -------------------------------------------------------------------------------------------
 
 
+def test_the_timeout_of_a_suspect_runs_from_the_start_of_its_handler(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew, told, go = rig.store.deliveries.renew, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, begun: bool = False, **options: Any) -> set[str]:
+        if begun:
+            told.set()
+            assert go.wait(10)
+        return renew(*arguments, begun=begun, **options)
+
+    monkeypatch.setattr(rig.store.deliveries, "renew", slow)
+    pool = rig.pool(threads=1)
+    lane = pool.lane(rig.handler(lambda e: None, name="keep", timeout=0.1))
+    suspect = rig.claimed(lane.handler, Renamed(name="Ada"), lost=1, begun=False)
+    pool.start()
+    pool.offer(lane, [suspect])
+    assert told.wait(10)
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() > began + 0.4)  # the store is away for a while
+    go.set()
+    eventually(lambda: rig.state(suspect) != "running")
+    assert rig.state(suspect) == "succeeded"
+
+
 def test_a_timeout_is_recorded_with_the_stack_and_the_slot_is_replaced(rig: Rig) -> None:
     gate, seen = Gate(), []
 
