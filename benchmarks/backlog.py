@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks import harness
 from benchmarks.crew import Crew
-from benchmarks.shop import bus_on, publish_backlog
+from benchmarks.shop import bus_on, on_servers, publish_backlog
 from eventdriven_sync.devserver import DevServers
 
 
@@ -26,10 +25,12 @@ def drained(servers: DevServers, events: int) -> Mapping[str, float]:
 
 
 def main() -> None:
-    options = harness.options("A backlog", events=100_000)
-    with DevServers() as servers:
-        found = harness.interleaved({"drained": lambda: drained(servers, options.events)}, runs=options.runs)
-    harness.report("backlog", found)
+    on_servers(
+        "backlog",
+        "A backlog",
+        lambda servers, events: {"drained": lambda: drained(servers, events)},
+        events=100_000,
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks import harness
-from benchmarks.shop import Ordered, bus_on, publish_backlog
+from benchmarks.shop import Ordered, bus_on, on_servers, publish_backlog
 from benchmarks.worker import Counter, drained, worked_off
 from eventdriven_sync import Batch
 from eventdriven_sync.devserver import DevServers
@@ -30,17 +29,16 @@ def one_by_one(servers: DevServers, events: int) -> Mapping[str, float]:
 
 
 def main() -> None:
-    options = harness.options("Batches", events=20_000)
-    with DevServers() as servers:
-        found = harness.interleaved(
-            {
-                "one by one": lambda: one_by_one(servers, options.events),
-                "batches of 100": lambda: in_batches(servers, options.events, 100),
-                "batches of 500": lambda: in_batches(servers, options.events, 500),
-            },
-            runs=options.runs,
-        )
-    harness.report("batches", found)
+    on_servers(
+        "batches",
+        "Batches",
+        lambda servers, events: {
+            "one by one": lambda: one_by_one(servers, events),
+            "batches of 100": lambda: in_batches(servers, events, 100),
+            "batches of 500": lambda: in_batches(servers, events, 500),
+        },
+        events=20_000,
+    )
 
 
 if __name__ == "__main__":

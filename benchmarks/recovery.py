@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 from tenacity import stop_after_attempt
 
-from benchmarks import harness
-from benchmarks.shop import Ordered, bus_on, publish_backlog
+from benchmarks.shop import Ordered, bus_on, on_servers, publish_backlog
 from benchmarks.worker import THREADS, Counter, worked_off
 from eventdriven_sync import EventBus, RetryPolicy, Worker
 from eventdriven_sync.devserver import DevServers
@@ -45,12 +44,12 @@ def _die(bus: EventBus, events: int) -> None:
 
 
 def main() -> None:
-    options = harness.options("Recovery lane", events=5000)
-    with DevServers() as servers:
-        found = harness.interleaved(
-            {"retries that are due": lambda: recovered(servers, options.events)}, runs=options.runs
-        )
-    harness.report("recovery", found)
+    on_servers(
+        "recovery",
+        "Recovery lane",
+        lambda servers, events: {"retries that are due": lambda: recovered(servers, events)},
+        events=5000,
+    )
 
 
 if __name__ == "__main__":

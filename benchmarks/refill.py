@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks import harness
-from benchmarks.shop import Ordered, publish_backlog, settings_on
+from benchmarks.shop import Ordered, on_servers, publish_backlog, settings_on
 from benchmarks.worker import Counter, worked_off
 from eventdriven_sync import EventBus
 from eventdriven_sync.config import Settings
@@ -39,12 +38,12 @@ def _bus(settings: Settings, count: Counter) -> EventBus:
 
 
 def main() -> None:
-    options = harness.options("Wiped JetStream", events=5000)
-    with DevServers() as servers:
-        found = harness.interleaved(
-            {"wiped stream": lambda: refilled(servers, options.events)}, runs=options.runs
-        )
-    harness.report("refill", found)
+    on_servers(
+        "refill",
+        "Wiped JetStream",
+        lambda servers, events: {"wiped stream": lambda: refilled(servers, events)},
+        events=5000,
+    )
 
 
 if __name__ == "__main__":

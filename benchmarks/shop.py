@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import psutil
 
+from benchmarks import harness
+from benchmarks.harness import Run
 from eventdriven_sync import EventBus, Settings, event
 from eventdriven_sync.devserver import DevServers
 
@@ -34,6 +36,16 @@ def bus_on(servers: DevServers, **settings: float) -> Iterator[EventBus]:
     with EventBus(settings=settings_on(servers, **settings)) as bus:
         yield bus
         bus.mongo_client.drop_database(bus.settings.namespace)
+
+
+def on_servers(
+    question: str, description: str, contenders: Callable[[DevServers, int], dict[str, Run]], *, events: int
+) -> None:
+    """A benchmark of one question on servers of its own: its options, its runs, its report."""
+    options = harness.options(description, events=events)
+    with DevServers() as servers:
+        found = harness.interleaved(contenders(servers, options.events), runs=options.runs)
+    harness.report(question, found)
 
 
 def in_threads(threads: int, each: int, work: Callable[[int], object]) -> float:
