@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+
+import attrs
 
 from eventdriven_sync.broker import RECORDER, Broker, ConsumerState
 from eventdriven_sync.config import Settings
@@ -27,7 +29,35 @@ ROLE = "reconciler"
 # An event may become visible this long after its publishing time: whoever publishes may try for 60 s, clocks
 # of publishers differ. The watermark stays behind by this much, and what lies between is looked at again.
 LATE = 90.0
+# Handlers that are compared up to so long ago are looked at together, unless they listen to too many events:
+# MongoDB merges up to 200 scans of its index in their order, and sorts beyond.
+LEVEL = timedelta(seconds=LATE + 300)
+MAX_NAMES = 150
 _LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
+
+
+@attrs.frozen(kw_only=True)
+class _Recent:
+    """What is to be compared for all handlers, oldest first, and the states of the deliveries it has."""
+
+    events: Sequence[Envelope]
+    known: Mapping[str, str]
+
+
+@attrs.frozen(kw_only=True)
+class _Round:
+    """One round of the reconciler.
+
+    Attributes:
+        until: younger events are given their time.
+        recent: what is to be compared for some handlers, if it was read for all of them together.
+        unrecorded: by stream, when the oldest event was published that the recorder may not have stored.
+    """
+
+    now: datetime
+    until: datetime
+    recent: _Recent | None = None
+    unrecorded: dict[str, datetime | None] = attrs.field(factory=dict)
 
 
 class Reconciler:
@@ -53,8 +83,6 @@ class Reconciler:
         self._holder = holder
         self._chores = chores
         self._leads = False
-        # By stream, of this round: how long ago what the recorder has not stored yet may have begun.
-        self._unrecorded: dict[str, datetime | None] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="eventdriven-reconciler", daemon=True)
         self.pulse = Pulse(self._thread, pause=settings.reconcile_every)
@@ -76,8 +104,13 @@ class Reconciler:
         if not self._leads:
             return 0
         now = self._store.directory.now()
-        self._unrecorded.clear()
-        return sum(self._try(record, now) for record in self._store.directory.handlers())
+        current = _Round(now=now, until=now - timedelta(seconds=self._settings.reconcile_after))
+        due = [each for each in self._store.directory.handlers() if _begins_before(current.until, each)]
+        level = [each for each in due if not _begins_before(current.until - LEVEL, each)]
+        recent = self._look_at_recent(level, current)
+        together = level if recent is not None else []
+        brought = self._share(together, attrs.evolve(current, recent=recent))
+        return brought + sum(self._share([each], current) for each in due if each not in together)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.reconcile_every):
@@ -103,28 +136,52 @@ class Reconciler:
             log.exception("The reconciler met an unexpected error and goes on")
         return False
 
-    def _try(self, record: HandlerRecord, now: datetime) -> int:
-        """What is wrong with one handler's stream must not keep the others from theirs."""
+    def _look_at_recent(self, level: Sequence[HandlerRecord], current: _Round) -> _Recent | None:
+        """What is to be compared for all of them, if it is little: two questions then do for all."""
+        begins = [since for record in level if (since := _since(record)) is not None]
+        names = {name for record in level for name in record.events}
+        if len(begins) < 2 or len(names) > MAX_NAMES:
+            return None
+        for record in level:
+            self._recorded_until(record, current)  # before the events are looked at
+        events = self._events(sorted(names), min(begins), current.until)
+        ids = [delivery_id(record.name, event.id) for record in level for event in _owed(record, events)]
+        if len(events) == PAGE or len(ids) > PAGE:
+            return None
+        return _Recent(events=events, known=self._store.deliveries.states(ids) if ids else {})
+
+    def _share(self, records: Sequence[HandlerRecord], current: _Round) -> int:
+        """Compare for these; their watermarks are stored in one write, also if something ends the round."""
+        marks: list[tuple[HandlerRecord, datetime]] = []
         try:
-            return self._reconcile(record, now)
+            return sum(self._try(record, current, marks) for record in records)
+        finally:
+            if marks:
+                self._store.directory.reconciled(marks)
+
+    def _try(
+        self, record: HandlerRecord, current: _Round, marks: list[tuple[HandlerRecord, datetime]]
+    ) -> int:
+        """What is wrong with one handler's stream must not keep the others from theirs."""
+        self.pulse.beat()
+        try:
+            return self._reconcile(record, current, marks)
         except BrokerUnavailable:
             raise
         except BrokerError as error:
             log.warning("The reconciler leaves out %s: %s", record.name, error)
             return 0
 
-    def _reconcile(self, record: HandlerRecord, now: datetime) -> int:
-        until = now - timedelta(seconds=self._settings.reconcile_after)
-        since = max(filter(None, (record.starts_at, record.reconciled_until)), default=None)
-        if since is not None and since >= until:
-            return 0
+    def _reconcile(
+        self, record: HandlerRecord, current: _Round, marks: list[tuple[HandlerRecord, datetime]]
+    ) -> int:
         # Before the events are looked at: what is recorded from now on may be missing among them.
-        recorded_until = self._recorded_until(record, now)
-        brought, compared_until = self._compare(record, since, until)
+        recorded_until, since = self._recorded_until(record, current), _since(record)
+        brought, compared_until = self._compare(record, current)
         if compared_until is not None:
             settled_until = min(compared_until, recorded_until - timedelta(seconds=LATE))
             if since is None or settled_until > since:
-                self._store.directory.reconciled(record.name, settled_until)
+                marks.append((record, settled_until))
         if brought:
             log.warning(
                 "Brought %d events to %s that its consumer no longer had",
@@ -134,40 +191,51 @@ class Reconciler:
             )
         return brought
 
-    def _compare(
-        self, record: HandlerRecord, since: datetime | None, until: datetime
-    ) -> tuple[int, datetime | None]:
+    def _compare(self, record: HandlerRecord, current: _Round) -> tuple[int, datetime | None]:
         """Bring what is lost; also say from when on something is still with the broker, or not compared."""
-        brought, waiting, reached, after = 0, None, since, None
+        brought, waiting, reached = 0, None, _since(record)
         reach: dict[str, datetime | None] = {}
-        while not self._stopping.is_set():
+        for page in self._pages(record, current):
+            if self._stopping.is_set():
+                return brought, waiting or reached
             self.pulse.beat()
-            query = EventQuery(
-                names=record.events, since=since, until=until, oldest_first=True, limit=PAGE, after=after
-            )
-            page = self._store.events.find(query)
-            missing = self._missing(record, page)
+            missing = self._missing(record, page, current)
             lost = [event for event in missing if not self._still_comes(record, event, reach)]
             brought += self._bring(record, lost)
             gone = {event.id for event in lost}
             kept = min((e.published_at for e in missing if e.id not in gone), default=None)
             waiting = waiting or kept
-            if len(page) < PAGE:
-                return brought, waiting or until
-            after, reached = page[-1].id, page[-1].published_at
-        return brought, waiting or reached
+            reached = page[-1].published_at if page else reached
+        return brought, waiting or current.until
 
-    def _recorded_until(self, record: HandlerRecord, now: datetime) -> datetime:
+    def _pages(self, record: HandlerRecord, current: _Round) -> Iterator[list[Envelope]]:
+        """What is to be compared of a handler, oldest first."""
+        if current.recent is not None:
+            yield list(_owed(record, current.recent.events))
+            return
+        page = self._events(record.events, _since(record), current.until)
+        yield page
+        while len(page) == PAGE:
+            page = self._events(record.events, _since(record), current.until, after=page[-1].id)
+            yield page
+
+    def _events(
+        self, names: Sequence[str], since: datetime | None, until: datetime, *, after: str | None = None
+    ) -> list[Envelope]:
+        return self._store.events.find(
+            EventQuery(
+                names=tuple(names), since=since, until=until, oldest_first=True, limit=PAGE, after=after
+            )
+        )
+
+    def _recorded_until(self, record: HandlerRecord, current: _Round) -> datetime:
         """Until when the store has every event of this handler, those that NATS alone accepted as well."""
-        waiting = [
-            self._unrecorded_since(token) for token in {name.partition(".")[0] for name in record.events}
-        ]
-        return min([now, *filter(None, waiting)])
-
-    def _unrecorded_since(self, token: str) -> datetime | None:
-        if token not in self._unrecorded:
-            self._unrecorded[token] = self._ask_recorder(token)
-        return self._unrecorded[token]
+        waiting: list[datetime | None] = []
+        for token in {name.partition(".")[0] for name in record.events}:
+            if token not in current.unrecorded:
+                current.unrecorded[token] = self._ask_recorder(token)
+            waiting.append(current.unrecorded[token])
+        return min([current.now, *filter(None, waiting)])
 
     def _ask_recorder(self, token: str) -> datetime | None:
         try:
@@ -183,9 +251,12 @@ class Reconciler:
         stream = f"{self._settings.namespace}_{token}"
         return self._broker.consumer_state(stream, name, timeout=self._settings.broker_timeout)
 
-    def _missing(self, record: HandlerRecord, page: Sequence[Envelope]) -> list[Envelope]:
+    def _missing(self, record: HandlerRecord, page: Sequence[Envelope], current: _Round) -> list[Envelope]:
         ids = {delivery_id(record.name, event.id): event for event in page}
-        known = self._store.deliveries.states(list(ids)) if ids else {}
+        if current.recent is not None:
+            known = current.recent.known
+        else:
+            known = self._store.deliveries.states(list(ids)) if ids else {}
         return [event for key, event in ids.items() if key not in known]
 
     def _still_comes(self, record: HandlerRecord, event: Envelope, reach: dict[str, datetime | None]) -> bool:
@@ -221,3 +292,19 @@ class Reconciler:
                 for event in lost
             ]
         )
+
+
+def _since(record: HandlerRecord) -> datetime | None:
+    """From when on its events are to be compared."""
+    return max(filter(None, (record.starts_at, record.reconciled_until)), default=None)
+
+
+def _begins_before(moment: datetime, record: HandlerRecord) -> bool:
+    since = _since(record)
+    return since is None or since < moment
+
+
+def _owed(record: HandlerRecord, events: Sequence[Envelope]) -> Iterator[Envelope]:
+    """Those of the events that are to be compared for this handler."""
+    since = _since(record)
+    return (e for e in events if e.name in record.events and (since is None or e.published_at >= since))

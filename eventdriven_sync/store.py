@@ -204,8 +204,11 @@ class Directory(Protocol):
     def resume(self, name: str) -> bool:
         """No longer paused. False if unknown."""
 
-    def reconciled(self, name: str, until: datetime) -> None:
-        """Advance the handler's watermark."""
+    def reconciled(self, marks: Sequence[tuple[HandlerRecord, datetime]]) -> None:
+        """Advance the watermarks of handlers; they never go back.
+
+        Each with its record as it was read: a handler that was registered anew since then begins anew.
+        """
 
     def now(self, *, timeout: float | None = None) -> datetime:
         """The server's clock; ``timeout`` in seconds, the store's own by default."""

@@ -81,13 +81,20 @@ class MongoDirectory:
         result = self._link.now.call(action, lambda: target.update_one({"_id": name}, [{"$set": fields}]))
         return result.matched_count == 1
 
-    def reconciled(self, name: str, until: datetime) -> None:
-        """Advance the handler's watermark; it never goes back."""
+    def reconciled(self, marks: Sequence[tuple[HandlerRecord, datetime]]) -> None:
+        """Advance the watermarks of handlers; they never go back."""
+        if not marks:
+            return
         target = self._link.now.collections[HANDLERS]
-        change = [{"$set": {"reconciled_until": {"$max": ["$reconciled_until", until]}}}]
-        self._link.now.call(
-            "while noting what was reconciled", lambda: target.update_one({"_id": name}, change)
-        )
+        writes = [
+            UpdateOne(
+                {"_id": record.name, "registered_at": record.registered_at},
+                [{"$set": {"reconciled_until": {"$max": ["$reconciled_until", until]}}}],
+            )
+            for record, until in marks
+        ]
+        action = "while noting what was reconciled"
+        self._link.now.call(action, lambda: target.bulk_write(writes, ordered=False))
 
     def now(self, *, timeout: float | None = None) -> datetime:
         """The server's clock."""

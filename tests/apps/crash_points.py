@@ -133,9 +133,9 @@ class _CrashingEvents(_Wrapper):
 
 
 class _CrashingDirectory(_Wrapper):
-    def reconciled(self, *arguments: Any) -> None:
+    def reconciled(self, marks: Any) -> None:
         self._point.pass_by(BEFORE_WATERMARK)
-        self._inner.reconciled(*arguments)
+        self._inner.reconciled(marks)
 
 
 class _CrashingDeliveries(_Wrapper):

@@ -87,7 +87,7 @@ def test_an_unknown_handler_cannot_retire(directory: Directory, given: Samples) 
 def test_a_retired_handler_begins_anew(directory: Directory, given: Samples) -> None:
     record = given.handler_record(starts_at=given.at(-100))
     directory.register([record])
-    directory.reconciled(record.name, given.at(10))
+    directory.reconciled([(record, given.at(10))])
     directory.retire(record.name)
     again = attrs.evolve(record, starts_at=NEW, registered_at=given.at(60))
     [stored] = directory.register([again])
@@ -101,13 +101,33 @@ def test_the_watermark_advances_and_survives_a_registration(directory: Directory
     record = given.handler_record()
     directory.register([record])
     for seconds in (10, 20, 15):
-        directory.reconciled(record.name, given.at(seconds))
+        directory.reconciled([(record, given.at(seconds))])
     [stored] = directory.register([record])
     assert stored.reconciled_until == given.at(20)
 
 
+def test_watermarks_of_several_handlers_advance_together(directory: Directory, given: Samples) -> None:
+    names = [f"{given.handler}_{number}" for number in range(3)]
+    one, two, three = directory.register([attrs.evolve(given.handler_record(), name=name) for name in names])
+    directory.reconciled([(one, given.at(10)), (two, given.at(20)), (three, given.at(10))])
+    directory.reconciled([(one, given.at(5)), (three, given.at(30))])
+    directory.reconciled([])
+    found = {each.name: each.reconciled_until for each in directory.handlers() if each.name in names}
+    assert found == dict(zip(names, (given.at(10), given.at(20), given.at(30)), strict=True))
+
+
+def test_the_watermark_of_a_handler_that_begins_anew_is_not_moved_by_who_read_it_before(
+    directory: Directory, given: Samples
+) -> None:
+    [before] = directory.register([given.handler_record()])
+    directory.retire(before.name)
+    directory.register([attrs.evolve(before, starts_at=None, registered_at=given.at(60))])
+    directory.reconciled([(before, given.at(50))])
+    assert [each.reconciled_until for each in known(directory, given)] == [None]
+
+
 def test_a_watermark_of_an_unknown_handler_creates_none(directory: Directory, given: Samples) -> None:
-    directory.reconciled(given.handler, given.now)
+    directory.reconciled([(given.handler_record(), given.now)])
     assert known(directory, given, retired=True) == []
 
 

@@ -244,7 +244,7 @@ CALLS: dict[str, Callable[[Store, Samples], Any]] = {
     "register": lambda store, given: store.directory.register([given.handler_record(starts_at=NEW)]),
     "handlers": lambda store, given: store.directory.handlers(),
     "retire": lambda store, given: store.directory.retire("A.b"),
-    "reconciled": lambda store, given: store.directory.reconciled("A.b", given.now),
+    "reconciled": lambda store, given: store.directory.reconciled([(given.handler_record(), given.now)]),
     "now": lambda store, given: store.directory.now(),
     "lead": lambda store, given: store.directory.lead("role", "me", ttl=1),
     "resign": lambda store, given: store.directory.resign("role", "me"),

@@ -139,7 +139,7 @@ def use_everything(store: MongoStore, given: Samples) -> None:
     directory.register([given.handler_record(starts_at=NEW)])
     directory.handlers()
     directory.handlers(retired=True)
-    directory.reconciled(given.handler, given.now)
+    directory.reconciled([(given.handler_record(), given.now)])
     directory.pause(given.handler, by="ada", reason="")
     directory.resume(given.handler)
     directory.retire(given.handler)

@@ -340,7 +340,7 @@ def know_people(bus: EventBus) -> None:
 
 def lead_for_an_hour(bus: EventBus) -> None:
     """What the leading worker does when minutes and hours are over."""
-    bus.store.directory.reconciled("Billing.bill", bus.store.directory.now())
+    bus.store.directory.reconciled([(bus.store.directory.handlers()[0], bus.store.directory.now())])
     begin = bus.store.directory.now().replace(minute=0, second=0, microsecond=0)
     bus.store.figures.save_published([], since=begin, until=begin + HOUR)
     bus.store.figures.save_hour(HourCount(hour=begin, published=(), attempts=(), names=(), subjects=()))

@@ -1,6 +1,7 @@
 """The reconciler: brings what the broker lost, and nothing that still comes."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -8,11 +9,12 @@ import attrs
 import pytest
 
 from eventdriven_sync import reconciler as module
-from eventdriven_sync.broker import ConsumerState
+from eventdriven_sync.broker import RECORDER, ConsumerState
 from eventdriven_sync.envelope import Envelope
 from eventdriven_sync.errors import BrokerError, BrokerUnavailable, StoreError
 from eventdriven_sync.reconciler import LATE, Reconciler
 from eventdriven_sync.records import HandlerRecord
+from eventdriven_sync.store import EventQuery
 from tests.polling import eventually
 from tests.unit.rig import Greeted, Renamed, Rig
 
@@ -154,6 +156,194 @@ def test_more_than_a_page_is_compared(rig: Rig, keep: Any, monkeypatch: pytest.M
     rig.clock.advance(60)
     assert reconciler(rig).round() == 10
     assert states(rig, events) == ["pending"] * 10
+
+
+class Questions:
+    """Counts what the reconciler asks the store, by the name of the method."""
+
+    def __init__(self, rig: Rig, patch: pytest.MonkeyPatch) -> None:
+        self.asked: Counter[str] = Counter()
+        for part, name in (
+            (rig.store.events, "find"),
+            (rig.store.deliveries, "states"),
+            (rig.store.directory, "reconciled"),
+        ):
+            patch.setattr(part, name, self._counting(name, getattr(part, name)))
+
+    def _counting(self, name: str, ask: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.asked[name] += 1
+            return ask(*arguments, **options)
+
+        return counted
+
+
+def test_little_is_compared_for_all_handlers_with_one_question_each(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"keep{number}" for number in range(5)]
+    for name in names:
+        rig.handler(lambda e: None, name=name)
+    rig.bus.open()
+    events = accept(rig, 3)
+    rig.clock.advance(21)
+    questions = Questions(rig, monkeypatch)
+    assert reconciler(rig).round() == 15
+    assert questions.asked == {"find": 1, "states": 1}
+    assert all(states(rig, events, f"Blog.{name}") == ["pending"] * 3 for name in names)
+    rig.clock.advance(LATE + 60)
+    questions.asked.clear()
+    assert reconciler(rig).round() == 0
+    assert questions.asked == {"find": 1, "states": 1, "reconciled": 1}
+    rig.clock.advance(60)
+    questions.asked.clear()
+    assert reconciler(rig).round() == 0
+    assert questions.asked == {"find": 1, "reconciled": 1}, "there is no delivery left to ask for"
+
+
+def test_each_handler_is_owed_what_came_after_it_began_and_what_it_listens_to(rig: Rig) -> None:
+    rig.handler(lambda e: None, name="early")
+    rig.bus.open()
+    before = accept(rig, 2)
+    rig.clock.advance(10)
+    rig.handler(lambda e: None, name="late")
+    rig.handler(lambda e: None, Greeted, name="other")
+    rig.bus.open()
+    after = accept(rig, 1)
+    rig.clock.advance(60)
+    assert reconciler(rig).round() == 4
+    assert states(rig, [*before, *after], "Blog.early") == ["pending"] * 3
+    assert states(rig, [*before, *after], "Blog.late") == [None, None, "pending"]
+    assert states(rig, [*before, *after], "Blog.other") == [None] * 3
+
+
+def test_much_is_compared_handler_by_handler(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGE", 3)
+    for name in ("one", "two"):
+        rig.handler(lambda e: None, name=name)
+    rig.bus.open()
+    events = accept(rig, 7)
+    rig.clock.advance(60)
+    assert reconciler(rig).round() == 14
+    for name in ("one", "two"):
+        assert states(rig, events, f"Blog.{name}") == ["pending"] * 7
+
+
+def test_more_than_a_page_of_events_is_compared_though_each_handler_has_few(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAGE", 4)
+    rig.handler(lambda e: None, Renamed, name="one")
+    rig.handler(lambda e: None, Greeted, name="two")
+    rig.bus.open()
+    events = [*accept(rig, 3), *accept(rig, 1, payload=Greeted(name="x")), *accept(rig, 3)]
+    rig.clock.advance(LATE + 60)
+    assert reconciler(rig).round() == 7
+    rig.clock.advance(LATE + 60)
+    assert reconciler(rig).round() == 0
+    assert sorted(map(str, states(rig, events, "Blog.one"))) == ["None"] + ["pending"] * 6
+
+
+def test_more_deliveries_than_a_page_are_compared_though_the_events_are_few(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        rig.handler(lambda e: None, name=f"keep{number}")
+    rig.bus.open()
+    monkeypatch.setattr(module, "PAGE", 6)
+    accept(rig, 3)
+    rig.clock.advance(60)
+    questions = Questions(rig, monkeypatch)
+    assert reconciler(rig).round() == 12
+    assert questions.asked["states"] == 4, "a question of bounded size for each handler"
+
+
+def test_a_handler_that_lags_behind_costs_the_others_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.handler(lambda e: None, name="lagging")
+    rig.bus.open()
+    accept(rig, dispatch=True)
+    rig.clock.advance(3600)
+    for number in range(3):
+        rig.handler(lambda e: None, Greeted, name=f"keep{number}")
+    rig.bus.open()
+    accept(rig, payload=Greeted(name="x"))
+    rig.clock.advance(21)
+    questions = Questions(rig, monkeypatch)
+    assert reconciler(rig).round() == 3
+    assert questions.asked["find"] == 2, "one for the three together, one for the one that lags"
+
+
+def test_the_recorder_is_asked_before_the_events_are_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        rig.handler(lambda e: None, name=name)
+    rig.bus.open()
+    order: list[str] = []
+    find, state = rig.store.events.find, rig.broker.consumer_state
+
+    def finding(query: EventQuery) -> list[Envelope]:
+        order.append("events")
+        return find(query)
+
+    def asking(stream: str, name: str, *, timeout: float) -> ConsumerState | None:
+        order.append(name)
+        return state(stream, name, timeout=timeout)
+
+    monkeypatch.setattr(rig.store.events, "find", finding)
+    monkeypatch.setattr(rig.broker, "consumer_state", asking)
+    rig.clock.advance(60)
+    reconciler(rig).round()
+    assert order == [RECORDER, "events"]
+
+
+def test_a_watermark_stored_late_does_not_meet_a_handler_registered_anew(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        rig.handler(lambda e: None, name=name)
+    rig.bus.open()
+    events = accept(rig)
+    rig.clock.advance(LATE + 60)
+    running = reconciler(rig)
+    compare = running._compare
+
+    def compare_and_begin_anew(record: HandlerRecord, *arguments: Any) -> Any:
+        if record.name == "Blog.two":
+            rig.store.directory.retire("Blog.one")
+            again = attrs.evolve(record, name="Blog.one", starts_at=None, registered_at=rig.clock())
+            rig.store.directory.register([again])
+        return compare(record, *arguments)
+
+    monkeypatch.setattr(running, "_compare", compare_and_begin_anew)
+    running.round()
+    assert record(rig).name == "Blog.one"
+    assert record(rig).reconciled_until is None
+    assert states(rig, events, "Blog.one") == ["pending"]
+
+
+def test_what_was_compared_before_the_broker_went_away_is_kept(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        rig.handler(lambda e: None, name=name)
+    rig.bus.open()
+    rig.clock.advance(1000)
+    accept(rig, dispatch=True)
+    rig.clock.advance(21)
+    asked = rig.broker.consumer_state
+
+    def away_after_the_first(stream: str, name: str, *, timeout: float) -> ConsumerState | None:
+        if name == "Blog__two":
+            raise BrokerUnavailable("gone")
+        return asked(stream, name, timeout=timeout)
+
+    monkeypatch.setattr(rig.broker, "consumer_state", away_after_the_first)
+    with pytest.raises(BrokerUnavailable):
+        reconciler(rig).round()
+    one, two = rig.store.directory.handlers()
+    assert one.reconciled_until is not None
+    assert two.reconciled_until is None
 
 
 def test_a_stop_half_way_leaves_the_rest_to_the_next(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,13 +61,14 @@ class MemoryDirectory:
                 tables.handlers[name] = evolve(record, paused=pause)
             return record is not None
 
-    def reconciled(self, name: str, until: datetime) -> None:
-        """Advance the handler's watermark; it never goes back."""
+    def reconciled(self, marks: Sequence[tuple[HandlerRecord, datetime]]) -> None:
+        """Advance the watermarks of handlers; they never go back."""
         with self._state.open() as tables:
-            record = tables.handlers.get(name)
-            if record is not None:
-                reached = max(until, record.reconciled_until or until)
-                tables.handlers[name] = evolve(record, reconciled_until=reached)
+            for read, until in marks:
+                record = tables.handlers.get(read.name)
+                if record is not None and record.registered_at == read.registered_at:
+                    reached = max(until, record.reconciled_until or until)
+                    tables.handlers[read.name] = evolve(record, reconciled_until=reached)
 
     def now(self, *, timeout: float | None = None) -> datetime:
         """The store's clock."""
