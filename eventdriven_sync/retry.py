@@ -108,9 +108,13 @@ def _words(asked: Any) -> str:
     return joint.join(map(_words, stops)) or getattr(asked, "__name__", type(asked).__name__).strip("_")
 
 
+# What tenacity's objects could ask for besides the state of the call. Nobody runs it, so it never changes.
+_ASKING = Retrying()
+
+
 def _call_state(error: BaseException, *, failures: int, elapsed: float) -> RetryCallState:
     """A fresh state as tenacity would have made it: its objects keep nothing between calls."""
-    state = RetryCallState(Retrying(), None, (), {})
+    state = RetryCallState(_ASKING, None, (), {})
     state.start_time = time.monotonic() - elapsed
     state.attempt_number = failures
     state.set_exception((type(error), error, error.__traceback__))
