@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -24,108 +23,23 @@ from eventdriven_sync.broker import ConsumerSpec, StreamSpec
 from eventdriven_sync.brokers import administration, jetstream
 from eventdriven_sync.brokers.administration import Conversation
 from eventdriven_sync.brokers.blocking import BlockingBroker
-from eventdriven_sync.brokers.bridge import Bridge, Link
+from eventdriven_sync.brokers.bridge import Bridge
+from eventdriven_sync.brokers.client import NatsClient
 from eventdriven_sync.brokers.jetstream import ApiError
+from eventdriven_sync.brokers.link import Link
 from eventdriven_sync.brokers.outbound import Outbound
 from eventdriven_sync.brokers.pulling import Pull
 from eventdriven_sync.brokers.trouble import DENIED, REFUSED, Trouble
-from eventdriven_sync.brokers.wire import Hear, Listeners, Message, only_id, published, text_of
 from eventdriven_sync.config import login, redact
 from eventdriven_sync.errors import BrokerUnavailable, Closed, ConfigurationError, EventDrivenError
 
 logger = logging.getLogger(__name__)
 _CONNECT_WAIT = _REQUEST_WAIT = _HOPELESS = 2
 _TICK = _RETRY_PAUSE = 0.1
-_SERVERS_MOST, _ENOUGH = 30, 1024 * 1024
+_SERVERS_MOST = 30
 _SHOWN = ("version", "server_name", "jetstream", "max_payload", "auth_required", "tls_required")
 
 T = TypeVar("T")
-
-
-class _Client(Client):
-    """nats-py's client, which one strange message cannot kill, and which can be dropped in any state."""
-
-    def __init__(self, *, secure_only: bool) -> None:
-        super().__init__()
-        self.secure_only = secure_only
-        self._listeners = Listeners()
-
-    @property
-    def alive(self) -> bool:
-        tasks = (self._reading_task, self._flusher_task)
-        return self.is_connected and not any(task is None or task.done() for task in tasks)
-
-    @property
-    def info(self) -> dict[str, Any]:
-        return self._server_info
-
-    async def listen(self, subject: str, hear: Hear) -> Subscription:
-        """Subscribe; ``hear`` is called by the reader, without limits and a queue and a task between."""
-        self._listeners.add(self._sid + 1, hear)  # the number that nats-py gives to the next one
-        return await self.subscribe(subject)
-
-    async def hand_over(self, messages: Sequence[Message]) -> None:
-        """Hand all messages to the socket in one go, or raise before the first."""
-        if not self.is_connected:
-            raise nats.errors.ConnectionClosedError
-        await self._send_command(b"".join(map(published, messages)))
-        await self._flush_pending()
-
-    def write(self, commands: bytes) -> bool:
-        """Past nats-py's buffer and its task, which would cost a lone publisher two turns of the loop."""
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is None or writer.transport.get_write_buffer_size() > _ENOUGH:
-            return False
-        writer.write(commands)
-        return True
-
-    async def discard(self) -> None:
-        """End it without ``close``, which waits for a peer that does not read and stops at an error."""
-        self._status = Client.CLOSED
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
-        tasks = [self._reading_task, self._ping_interval_task, self._flusher_task]
-        tasks += [subscription._wait_for_msgs_task for subscription in self._subs.values()]
-        left = [task for task in tasks if task is not None and not task.done()]
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=1.0)
-
-    # An exception in the next three ends nats-py's reader without a word, and the message comes again.
-
-    def _build_message(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
-    ) -> Msg | None:
-        if self._listeners.tell(sid, subject, data, headers or {}, reply):
-            return None
-        return self.msg_class(self, text_of(subject), text_of(reply), data, headers, _sid=sid)
-
-    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        super()._remove_sub(sid, max_msgs)
-        self._listeners.remove(sid)
-
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        try:
-            return only_id(headers or b"") or await super()._process_headers(headers)
-        except Exception as error:
-            logger.warning("headers cannot be read: %r", error, extra={"action": "headers_unreadable"})
-            return None
-
-    async def _process_pong(self) -> None:
-        """The answer to a ping that nobody waits for any more."""
-        if self._pongs and self._pongs[0].done():
-            self._pongs.pop(0)
-            self._pings_outstanding = 0
-        else:
-            await super()._process_pong()
-
-    def _connect_command(self) -> bytes:
-        """The last moment before the password leaves: nats-py accepts plain TCP for tls://."""
-        if self.secure_only and not self._server_info.get("tls_required"):
-            raise nats.errors.SecureConnRequiredError
-        return super()._connect_command()
 
 
 class Live:
@@ -136,7 +50,7 @@ class Live:
         self.ended = False
         self.server: dict[str, object] = {}
         self.pulls: dict[Pull, Subscription | None] = {}
-        self.link: Link[_Client] = Link(
+        self.link: Link[NatsClient] = Link(
             self._connect, on_up=self._up, on_down=self._down, on_error=self._failed
         )
         self.trouble = Trouble(shown)
@@ -175,8 +89,8 @@ class Live:
 
     # --- the connection
 
-    async def _connect(self) -> _Client:
-        client = _Client(secure_only=any(urlsplit(server).scheme == "tls" for server in self._servers))
+    async def _connect(self) -> NatsClient:
+        client = NatsClient(secure_only=any(urlsplit(server).scheme == "tls" for server in self._servers))
         connecting = client.connect(
             servers=self._servers,
             name=self._name,
@@ -199,9 +113,9 @@ class Live:
             raise
         return client
 
-    async def _up(self, client: _Client) -> None:
+    async def _up(self, client: NatsClient) -> None:
         await client.listen(f"{self._inbox}.a.*", self._on_answer)
-        await client.flush(_REQUEST_WAIT)  # ``write`` overtakes what nats-py has buffered
+        await client.flush(_REQUEST_WAIT)  # until then ``write`` takes nothing
         self.server = {key: value for key, value in client.info.items() if key in _SHOWN}
         self._refusal = None
         if not client.secure_only:
@@ -310,7 +224,7 @@ class Live:
             raise ApiError(path, answer["error"])
         return answer
 
-    async def _ask(self, client: _Client, subject: str, payload: bytes) -> Msg:
+    async def _ask(self, client: NatsClient, subject: str, payload: bytes) -> Msg:
         """The server reports a missing permission beside the request, which would only time out."""
         denial = self._denials.setdefault(subject.lower(), asyncio.get_running_loop().create_future())
         asking: asyncio.Future[Msg] = asyncio.ensure_future(

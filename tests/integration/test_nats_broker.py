@@ -22,6 +22,7 @@ import pytest
 
 from eventdriven_sync.broker import ConsumerSpec, Incoming, Outgoing, StreamSpec
 from eventdriven_sync.brokers import bridge
+from eventdriven_sync.brokers.client import NatsClient
 from eventdriven_sync.brokers.nats import NatsBroker
 from eventdriven_sync.brokers.pulling import Pull
 from eventdriven_sync.devserver import NatsServer, ServerBinaryMissing
@@ -809,3 +810,24 @@ def test_nothing_is_opened_at_construction(connect: Connect) -> None:
     assert (status.connected, status.last_error, status.rebuilt) == (False, "", 0)
     assert broker.flush(timeout=1)
     assert threading.active_count() == before
+
+
+def test_what_is_written_at_once_does_not_overtake_what_the_client_has_buffered(nats_url: str) -> None:
+    """A request that reaches the server before the subscription of its inbox is answered to nobody."""
+    heard: list[bytes] = []
+
+    async def talk() -> list[bool]:
+        client = NatsClient(secure_only=False)
+        await client.connect(servers=[nats_url], allow_reconnect=False)
+        await client.flush()
+        await client.listen("inbox.of.a.test", lambda subject, data, headers, reply: heard.append(data))
+        early = client.hand_over_now([("inbox.of.a.test", b"early", "", None)])
+        await client.flush()
+        later = client.hand_over_now([("inbox.of.a.test", b"later", "", None)])
+        await client.flush()
+        await client.discard()
+        gone = client.hand_over_now([("inbox.of.a.test", b"gone", "", None)])
+        return [early, later, gone]
+
+    assert asyncio.run(talk()) == [False, True, False]
+    assert heard == [b"later"]

@@ -10,7 +10,9 @@ from functools import partial
 import pytest
 
 from eventdriven_sync.brokers import bridge as module
-from eventdriven_sync.brokers.bridge import THREAD_NAME, Bridge, Link, join
+from eventdriven_sync.brokers import link as link_module
+from eventdriven_sync.brokers.bridge import THREAD_NAME, Bridge, join
+from eventdriven_sync.brokers.link import Link
 from eventdriven_sync.brokers.wire import Message
 from eventdriven_sync.errors import Closed, ConfigurationError
 from tests.polling import eventually
@@ -255,8 +257,19 @@ class Session:
     def __init__(self) -> None:
         self.alive = True
         self.answers = True
+        self.takes_at_once = False
+        self.pieces: list[list[bytes]] = []
         self.sent: list[bytes] = []
         self.discarded = False
+
+    def hand_over_now(self, messages: Sequence[Message]) -> bool:
+        payloads = [payload for _, payload, _, _ in messages]
+        if b"bad" in payloads:
+            raise ValueError("cannot be sent")
+        if self.takes_at_once:
+            self.pieces.append(payloads)
+            self.sent += payloads
+        return self.takes_at_once
 
     async def hand_over(self, messages: Sequence[Message]) -> None:
         payloads = [payload for _, payload, _, _ in messages]
@@ -303,7 +316,7 @@ def server() -> Server:
 
 @pytest.fixture
 def link(bridge: Bridge, server: Server, monkeypatch: pytest.MonkeyPatch) -> Link[Session]:
-    monkeypatch.setattr(module, "_PROBE_EVERY", 0.05)
+    monkeypatch.setattr(link_module, "_PROBE_EVERY", 0.05)
     made: Link[Session] = Link(
         server.connect,
         on_up=server.up,
@@ -319,6 +332,51 @@ def test_a_link_tries_until_it_is_connected(server: Server, link: Link[Session])
     eventually(lambda: link.session)
     eventually(lambda: link.down_for == 0.0)
     assert link.rebuilt == 0
+
+
+def send_all(link: Link[Session], *payloads: bytes) -> None:
+    for payload in payloads:
+        link.send("s", payload)
+
+
+def test_what_is_sent_in_one_turn_goes_out_in_one_piece(
+    bridge: Bridge, server: Server, link: Link[Session]
+) -> None:
+    session = eventually(lambda: link.session)
+    session.takes_at_once = True
+    bridge.post(partial(send_all, link, b"a", b"b", b"c"))
+    eventually(lambda: len(session.sent) == 3)
+    bridge.post(partial(send_all, link, b"d"))
+    eventually(lambda: len(session.sent) == 4)
+    assert session.pieces == [[b"a", b"b", b"c"], [b"d"]]
+
+
+def test_what_the_socket_takes_only_later_overtakes_nothing(
+    bridge: Bridge, server: Server, link: Link[Session]
+) -> None:
+    session = eventually(lambda: link.session)
+
+    def send_and_open() -> None:
+        send_all(link, b"a", b"b")
+        bridge.soon(lambda: setattr(session, "takes_at_once", True))
+        bridge.soon(partial(send_all, link, b"c"))
+
+    bridge.post(send_and_open)
+    eventually(lambda: len(session.sent) == 3)
+    bridge.post(partial(send_all, link, b"d"))
+    eventually(lambda: len(session.sent) == 4)
+    assert session.sent == [b"a", b"b", b"c", b"d"]
+
+
+def test_one_message_that_cannot_be_sent_stops_no_other_of_its_piece(
+    bridge: Bridge, server: Server, link: Link[Session]
+) -> None:
+    session = eventually(lambda: link.session)
+    session.takes_at_once = True
+    bridge.post(partial(send_all, link, b"a", b"bad", b"b"))
+    eventually(lambda: len(session.sent) == 2)
+    assert session.sent == [b"a", b"b"]
+    assert server.errors == ["cannot be sent"]
 
 
 def test_a_session_that_dies_is_replaced(bridge: Bridge, server: Server, link: Link[Session]) -> None:
