@@ -51,6 +51,11 @@ class Attempt:
         """Whether a worker that had it died, and the store does not know yet that it runs again."""
         return self.delivery is not None and not self.delivery.begun
 
+    def told_begun(self) -> None:
+        """The store knows that it runs."""
+        if self.delivery is not None and not self.delivery.begun:
+            self.delivery = attrs.evolve(self.delivery, begun=True)
+
     @property
     def event_id(self) -> str:
         """The event's id; for an unreadable message its place in the stream."""

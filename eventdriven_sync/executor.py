@@ -263,16 +263,20 @@ class Executor:
     def _prolonged(self, attempts: Sequence[Attempt], handling: context.Handling, again: bool) -> bool:
         """Whether the leases are ours, renewed before the transaction: within, that conflicts with it.
 
-        One that runs again may have met just that: it gets as long as a transaction can last.
+        One that runs again may have met just that: it gets as long as a transaction can last. A suspect is
+        said to begin with the same call, so that nothing comes between that and the handler.
         """
         longest = min(attempts[0].handler.timeout or TRANSACTION_LIFETIME, TRANSACTION_LIFETIME)
         lease = self._settings.lease + (longest if again else 0.0)
         handling.leased_until = time.monotonic() + lease
         held = [attempt for attempt in attempts if attempt.delivery]
         for token in dict.fromkeys(attempt.token for attempt in held):
-            ids = [attempt.delivery_id for attempt in held if attempt.token == token]
-            if self._store.deliveries.renew(ids, token=token, lease=lease):
+            mine = [attempt for attempt in held if attempt.token == token]
+            ids, begun = [attempt.delivery_id for attempt in mine], any(each.is_suspect for each in mine)
+            if self._store.deliveries.renew(ids, token=token, lease=lease, begun=begun):
                 return False
+            for attempt in mine:
+                attempt.told_begun()
         return True
 
     def _call(self, attempt: Attempt, handling: context.Handling) -> BaseException | None:

@@ -317,6 +317,8 @@ class Pool:
 
     def _tell_begun(self, job: Job) -> None:
         """If the next one is a suspect, have the store know that it begins; its timeout does not run yet."""
+        if job.lane.handler.transactional:
+            return
         while (head := job.head()) is not None and head.is_suspect:
             if not self._settler.begin([head]):
                 job.put([attempt for attempt in job.give_back() if attempt is not head])

@@ -227,12 +227,15 @@ class Settler:
         return refused
 
     def begin(self, attempts: Sequence[Attempt]) -> list[Attempt]:
-        """Say in the store of those that were lost before that they run now; those that may run."""
+        """Say in the store of those that were lost before that they run now; those that may run.
+
+        Not of those of a transactional handler: that says so itself, right before it runs.
+        """
         suspects: dict[str, dict[str, Attempt]] = {}
         for attempt in attempts:
-            if attempt.delivery and attempt.is_suspect:
+            if attempt.is_suspect and not attempt.handler.transactional:
                 suspects.setdefault(attempt.token, {})[attempt.delivery_id] = attempt
-                attempt.delivery = attrs.evolve(attempt.delivery, begun=True)
+                attempt.told_begun()
         lost = list[Attempt]()
         for token, mine in suspects.items():
             renew = partial(

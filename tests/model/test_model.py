@@ -120,7 +120,7 @@ class Deliveries(RuleBasedStateMachine):
 
 # Without a database of examples: it would be one more directory to keep out of the tree.
 FEW = settings(max_examples=60, stateful_step_count=50, deadline=None, database=None)
-MANY = settings(FEW, max_examples=3000, stateful_step_count=100, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(FEW, max_examples=1500, stateful_step_count=100, suppress_health_check=[HealthCheck.too_slow])
 
 
 class TestFew(Deliveries.TestCase):

@@ -3,7 +3,7 @@
 import contextvars
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +26,7 @@ from eventdriven_sync.events import event
 from eventdriven_sync.outcome import MAX_MESSAGE, MAX_TRACEBACK, Dead, Discarded, Done, RetryAt
 from eventdriven_sync.records import MAX_RAW
 from eventdriven_sync.store import EventQuery
+from tests.polling import eventually
 from tests.unit.rig import Greeted, Renamed, Rig, failure
 
 ADA = Renamed(name="Ada")
@@ -746,3 +747,33 @@ def test_the_executor_keeps_nothing_between_threads(rig: Rig) -> None:
     for thread in threads:
         thread.join(20)
     assert emitted == {str(i): str(i) for i in range(40)}
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_suspect_of_a_transactional_handler_begins_with_the_renewal_right_before_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, batch: bool
+) -> None:
+    """What comes between would count as a start that killed its worker, though it never ran."""
+    order: list[str] = []
+    renew = rig.store.deliveries.renew
+
+    def renewing(ids: Sequence[str], *, token: str, lease: float, begun: bool = False) -> set[str]:
+        order.append(f"renewed, begun={begun}")
+        return renew(ids, token=token, lease=lease, begun=begun)
+
+    def greet(event: object, session: Any) -> None:
+        order.append("ran")
+
+    monkeypatch.setattr(rig.store.deliveries, "renew", renewing)
+    register = rig.batch_handler if batch else rig.handler
+    handler = register(greet, transactional=True, **({"max_wait": 0.01} if batch else {}))
+    attempt = rig.claimed(handler, ADA, lost=1, begun=False)
+    pool = rig.pool()
+    lane = pool.lane(handler)
+    pool.start()
+    pool.offer(lane, [attempt])
+    eventually(lambda: rig.state(attempt) == "succeeded")
+    assert order == ["renewed, begun=True", "ran"]
+    stored = rig.store.deliveries.get(attempt.delivery_id)
+    assert stored is not None
+    assert stored.begun
