@@ -13,6 +13,8 @@ from eventdriven_sync.devserver.process import LocalServer
 from tests.apps.jetstream import ask_jetstream
 from tests.polling import eventually
 
+# MongoDB's own is 10 s, and where the two that are left vote for themselves a second election follows.
+ELECTION_MS = 5000
 START_TIMEOUT = 60.0
 
 
@@ -153,7 +155,8 @@ class Cluster:
     def _initiate(self) -> None:
         members = [{"_id": i, "host": f"{s.host}:{s.port}"} for i, s in enumerate(self.mongo)]
         with direct(self.mongo[0]) as client:
-            client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
+            wanted = {"_id": "rs0", "members": members, "settings": {"electionTimeoutMillis": ELECTION_MS}}
+            client.admin.command("replSetInitiate", wanted)
         self.primary()
         eventually(
             lambda: sum(bool(hello(s).get("secondary")) for s in self.mongo) == len(self.mongo) - 1,

@@ -9,7 +9,7 @@ from tests.faults.sizes import Size, sizes
 STREAM = "faults_Work"
 
 
-@sizes(quick=None, full=(20, 2.0), rate=25, takes=6.0)
+@sizes(quick=None, full=(20, 1.0), rate=25, takes=6.0)
 def test_a_killed_stream_leader_loses_nothing_and_no_publish_notices(
     stage: StageFactory, row: RowFactory, size: Size
 ) -> None:

@@ -35,7 +35,7 @@ FAULTS = (kill_nats, kill_primary, kill_worker, kill_publisher)
 
 
 @pytest.mark.parametrize("nth", range(5))
-@sizes(quick=None, full=(20, 2.0), rate=40, takes=2.0)
+@sizes(quick=None, full=(20, 1.2), rate=40, takes=2.0)
 def test_random_kills_of_everything_lose_nothing(
     stage: StageFactory, row: RowFactory, size: Size, drawn_seed: int, nth: int
 ) -> None:

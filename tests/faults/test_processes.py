@@ -17,7 +17,7 @@ def test_without_a_fault_every_handler_runs_once(stage: StageFactory, row: RowFa
     row("F1", "none").judge(verdict, dup_starts=(verdict.dup_starts, 0))
 
 
-@sizes(quick=(3, 1.5), full=(50, 1.0), rate=60)
+@sizes(quick=(3, 1.5), full=(50, 0.6), rate=60)
 def test_killed_workers_lose_nothing(stage: StageFactory, row: RowFactory, size: Size) -> None:
     with stage(load=size.load) as scene:
         scene.begin()
@@ -31,7 +31,7 @@ def test_killed_workers_lose_nothing(stage: StageFactory, row: RowFactory, size:
     )
 
 
-@sizes(quick=(3, 1.0), full=(50, 1.0), rate=60, repeat_doubtful=False)
+@sizes(quick=(3, 1.0), full=(50, 0.6), rate=60, repeat_doubtful=False)
 def test_killed_publishers_lose_nothing_they_had_a_receipt_for(
     stage: StageFactory, row: RowFactory, size: Size
 ) -> None:

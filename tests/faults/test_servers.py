@@ -7,13 +7,13 @@ from tests.faults.scene import Scene
 from tests.faults.sizes import Size, sizes
 
 
-@sizes(quick=(3, 2.0), full=(20, 2.0), rate=30)
+@sizes(quick=(3, 2.0), full=(20, 1.2), rate=30)
 def test_a_killed_nats_server_loses_nothing(stage: StageFactory, row: RowFactory, size: Size) -> None:
     verdict = kill_nats(stage(load=size.load, sync_always=True), size)
     judge_nats(row("F2", f"kill -9 nats-server x{size.count} (R1, sync always)"), verdict, size)
 
 
-@sizes(quick=None, full=(20, 2.0), rate=30)
+@sizes(quick=None, full=(20, 1.2), rate=30)
 def test_a_killed_nats_server_that_syncs_now_and_then_loses_nothing(
     stage: StageFactory, row: RowFactory, size: Size
 ) -> None:
@@ -39,7 +39,7 @@ def judge_nats(row: Row, verdict: Verdict, size: Size) -> None:
     )
 
 
-@sizes(quick=None, full=(10, 5.0), rate=30, takes=14.0)
+@sizes(quick=None, full=(10, 5.0), rate=30, takes=8.0)
 def test_a_killed_primary_loses_nothing_and_no_publish_fails(
     stage: StageFactory, row: RowFactory, size: Size
 ) -> None:
@@ -58,7 +58,7 @@ def test_a_killed_primary_loses_nothing_and_no_publish_fails(
     )
 
 
-@sizes(quick=(3, 2.0), full=(10, 3.0), rate=50, takes=3.0)
+@sizes(quick=(3, 2.0), full=(10, 2.0), rate=50, takes=3.0)
 def test_a_killed_single_mongod_loses_nothing(stage: StageFactory, row: RowFactory, size: Size) -> None:
     with stage(load=size.load) as scene:
         scene.begin()
