@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import attrs
@@ -35,10 +35,13 @@ LEVEL = timedelta(seconds=LATE + 300)
 MAX_NAMES = 150
 _LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
+# Of handlers, as their records were read: until when their events have been compared.
+Marks = list[tuple[HandlerRecord, datetime]]
+
 
 @attrs.frozen(kw_only=True)
 class _Recent:
-    """What is to be compared for all handlers, oldest first, and the states of the deliveries it has."""
+    """What is to be compared for several handlers, oldest first, and which of their deliveries are known."""
 
     events: Sequence[Envelope]
     known: Mapping[str, str]
@@ -108,9 +111,9 @@ class Reconciler:
         due = [each for each in self._store.directory.handlers() if _begins_before(current.until, each)]
         level = [each for each in due if not _begins_before(current.until - LEVEL, each)]
         recent = self._look_at_recent(level, current)
-        together = level if recent is not None else []
-        brought = self._share(together, attrs.evolve(current, recent=recent))
-        return brought + sum(self._share([each], current) for each in due if each not in together)
+        together = {} if recent is None else {each.name: each for each in level}
+        brought = self._share(together.values(), attrs.evolve(current, recent=recent))
+        return brought + sum(self._share([each], current) for each in due if each.name not in together)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.reconcile_every):
@@ -150,18 +153,16 @@ class Reconciler:
             return None
         return _Recent(events=events, known=self._store.deliveries.states(ids) if ids else {})
 
-    def _share(self, records: Sequence[HandlerRecord], current: _Round) -> int:
+    def _share(self, records: Iterable[HandlerRecord], current: _Round) -> int:
         """Compare for these; their watermarks are stored in one write, also if something ends the round."""
-        marks: list[tuple[HandlerRecord, datetime]] = []
+        marks: Marks = []
         try:
             return sum(self._try(record, current, marks) for record in records)
         finally:
             if marks:
                 self._store.directory.reconciled(marks)
 
-    def _try(
-        self, record: HandlerRecord, current: _Round, marks: list[tuple[HandlerRecord, datetime]]
-    ) -> int:
+    def _try(self, record: HandlerRecord, current: _Round, marks: Marks) -> int:
         """What is wrong with one handler's stream must not keep the others from theirs."""
         self.pulse.beat()
         try:
@@ -172,9 +173,7 @@ class Reconciler:
             log.warning("The reconciler leaves out %s: %s", record.name, error)
             return 0
 
-    def _reconcile(
-        self, record: HandlerRecord, current: _Round, marks: list[tuple[HandlerRecord, datetime]]
-    ) -> int:
+    def _reconcile(self, record: HandlerRecord, current: _Round, marks: Marks) -> int:
         # Before the events are looked at: what is recorded from now on may be missing among them.
         recorded_until, since = self._recorded_until(record, current), _since(record)
         brought, compared_until = self._compare(record, current)
