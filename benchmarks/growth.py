@@ -5,7 +5,7 @@ A worker process runs while this process publishes by ``publish_many``: from the
 last handling. What is published stays, so the smallest store grows by half with each run of 5,000.
 ``--largest 5000000`` adds five million, which take long to be stored.
 
-Each mongod may cache 2 GB, or ``--cache-gb``, as a server of a production system does at least: the
+Each mongod may cache 2 GB, or ``--cache-mb``, as a server of a production system does at least: the
 development servers' 256 MB are less than the indexes of a million events, and every write then waits for a
 page to be thrown out.
 """
@@ -33,12 +33,12 @@ SIZES = (10_000, 100_000, 1_000_000, 5_000_000)
 NAME = "grown"
 
 
-def filled(stored: int, cache_gb: float) -> DevServers:
+def filled(stored: int, cache_mb: int) -> DevServers:
     """Servers with so many events. Their handlers are forgotten: no reconciler looks after them."""
     servers = DevServers(start_timeout=60).start()
     try:
         with MongoClient[dict[str, Any]](servers.mongo_url(NAME)) as client:
-            cache = f"cache_size={cache_gb * 1024:.0f}M"
+            cache = f"cache_size={cache_mb}M"
             client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig=cache)
         began = time.perf_counter()
         sizes = argparse.Namespace(
@@ -79,10 +79,10 @@ def _bus(servers: DevServers) -> EventBus:
 
 
 def main() -> None:
-    options = harness.options("Growth", events=5000, largest=1_000_000, cache_gb="2")
+    options = harness.options("Growth", events=5000, largest=1_000_000, cache_mb=2048)
     with ExitStack() as stack:
         sizes = [size for size in SIZES if size <= options.largest]
-        grown = {f"{size:,} stored": filled(size, float(options.cache_gb)) for size in sizes}
+        grown = {f"{size:,} stored": filled(size, options.cache_mb) for size in sizes}
         for servers in grown.values():
             stack.callback(servers.stop)
         found = harness.interleaved(

@@ -281,7 +281,7 @@ class Pool:
             for attempt in arrived:
                 self._executor.read(attempt)
             admitted = self._settler.admit(arrived)
-            if job.batch:
+            if job.batch and not job.lane.handler.transactional:
                 admitted = self._settler.begin(admitted)
         except BaseException:
             job.put(arrived)
@@ -316,7 +316,10 @@ class Pool:
             self._learn(job.lane, (time.monotonic() - began) / count)
 
     def _tell_begun(self, job: Job) -> None:
-        """If the next one is a suspect, have the store know that it begins; its timeout does not run yet."""
+        """If the next one is a suspect, have the store know that it begins; its timeout does not run yet.
+
+        Of a transactional handler, or batch, the renewal right before it says so, within the transaction.
+        """
         if job.lane.handler.transactional:
             return
         while (head := job.head()) is not None and head.is_suspect:

@@ -29,9 +29,9 @@ ROLE = "reconciler"
 # An event may become visible this long after its publishing time: whoever publishes may try for 60 s, clocks
 # of publishers differ. The watermark stays behind by this much, and what lies between is looked at again.
 LATE = 90.0
-# Handlers that are compared up to so long ago are looked at together, unless they listen to too many events:
-# MongoDB merges up to 200 scans of its index in their order, and sorts beyond.
-LEVEL = timedelta(seconds=LATE + 300)
+# Handlers whose watermark is younger are looked at together, unless they listen to too many events: MongoDB
+# merges up to 200 scans of its index in their order, and sorts beyond.
+CAUGHT_UP = timedelta(seconds=LATE + 300)
 MAX_NAMES = 150
 _LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
@@ -109,9 +109,9 @@ class Reconciler:
         now = self._store.directory.now()
         current = _Round(now=now, until=now - timedelta(seconds=self._settings.reconcile_after))
         due = [each for each in self._store.directory.handlers() if _begins_before(current.until, each)]
-        level = [each for each in due if not _begins_before(current.until - LEVEL, each)]
-        recent = self._look_at_recent(level, current)
-        together = {} if recent is None else {each.name: each for each in level}
+        caught_up = [each for each in due if not _begins_before(current.until - CAUGHT_UP, each)]
+        recent = self._look_at_recent(caught_up, current)
+        together = {} if recent is None else {each.name: each for each in caught_up}
         brought = self._share(together.values(), attrs.evolve(current, recent=recent))
         return brought + sum(self._share([each], current) for each in due if each.name not in together)
 
@@ -139,16 +139,16 @@ class Reconciler:
             log.exception("The reconciler met an unexpected error and goes on")
         return False
 
-    def _look_at_recent(self, level: Sequence[HandlerRecord], current: _Round) -> _Recent | None:
+    def _look_at_recent(self, caught_up: Sequence[HandlerRecord], current: _Round) -> _Recent | None:
         """What is to be compared for all of them, if it is little: two questions then do for all."""
-        begins = [since for record in level if (since := _since(record)) is not None]
-        names = {name for record in level for name in record.events}
+        begins = [since for record in caught_up if (since := _since(record)) is not None]
+        names = {name for record in caught_up for name in record.events}
         if len(begins) < 2 or len(names) > MAX_NAMES:
             return None
-        for record in level:
+        for record in caught_up:
             self._recorded_until(record, current)  # before the events are looked at
         events = self._events(sorted(names), min(begins), current.until)
-        ids = [delivery_id(record.name, event.id) for record in level for event in _owed(record, events)]
+        ids = [delivery_id(record.name, event.id) for record in caught_up for event in _owed(record, events)]
         if len(events) == PAGE or len(ids) > PAGE:
             return None
         return _Recent(events=events, known=self._store.deliveries.states(ids) if ids else {})

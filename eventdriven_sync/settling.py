@@ -227,13 +227,10 @@ class Settler:
         return refused
 
     def begin(self, attempts: Sequence[Attempt]) -> list[Attempt]:
-        """Say in the store of those that were lost before that they run now; those that may run.
-
-        Not of those of a transactional handler: that says so itself, right before it runs.
-        """
+        """Say in the store of those that were lost before that they run now; those that may run."""
         suspects: dict[str, dict[str, Attempt]] = {}
         for attempt in attempts:
-            if attempt.is_suspect and not attempt.handler.transactional:
+            if attempt.is_suspect:
                 suspects.setdefault(attempt.token, {})[attempt.delivery_id] = attempt
                 attempt.told_begun()
         lost = list[Attempt]()

@@ -339,15 +339,21 @@ def send_all(link: Link[Session], *payloads: bytes) -> None:
         link.send("s", payload)
 
 
+def await_sent(session: Session, *payloads: bytes) -> None:
+    """All of these have been sent, in this order."""
+    eventually(lambda: len(session.sent) == len(payloads))
+    assert session.sent == list(payloads)
+
+
 def test_what_is_sent_in_one_turn_goes_out_in_one_piece(
     bridge: Bridge, server: Server, link: Link[Session]
 ) -> None:
     session = eventually(lambda: link.session)
     session.takes_at_once = True
     bridge.post(partial(send_all, link, b"a", b"b", b"c"))
-    eventually(lambda: len(session.sent) == 3)
+    await_sent(session, b"a", b"b", b"c")
     bridge.post(partial(send_all, link, b"d"))
-    eventually(lambda: len(session.sent) == 4)
+    await_sent(session, b"a", b"b", b"c", b"d")
     assert session.pieces == [[b"a", b"b", b"c"], [b"d"]]
 
 
@@ -362,10 +368,7 @@ def test_what_the_socket_takes_only_later_overtakes_nothing(
         bridge.soon(partial(send_all, link, b"c"))
 
     bridge.post(send_and_open)
-    eventually(lambda: len(session.sent) == 3)
-    bridge.post(partial(send_all, link, b"d"))
-    eventually(lambda: len(session.sent) == 4)
-    assert session.sent == [b"a", b"b", b"c", b"d"]
+    await_sent(session, b"a", b"b", b"c")
 
 
 def test_one_message_that_cannot_be_sent_stops_no_other_of_its_piece(
@@ -374,8 +377,7 @@ def test_one_message_that_cannot_be_sent_stops_no_other_of_its_piece(
     session = eventually(lambda: link.session)
     session.takes_at_once = True
     bridge.post(partial(send_all, link, b"a", b"bad", b"b"))
-    eventually(lambda: len(session.sent) == 2)
-    assert session.sent == [b"a", b"b"]
+    await_sent(session, b"a", b"b")
     assert server.errors == ["cannot be sent"]
 
 

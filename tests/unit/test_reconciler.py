@@ -30,6 +30,13 @@ def reconciler(rig: Rig, holder: str = "one") -> Reconciler:
     return Reconciler(store=rig.store, broker=rig.broker, settings=rig.bus.settings, holder=holder)
 
 
+def listen(rig: Rig, *names: str) -> None:
+    """Handlers of ``Renamed``, registered."""
+    for name in names:
+        rig.handler(lambda e: None, name=name)
+    rig.bus.open()
+
+
 def accept(rig: Rig, count: int = 1, *, dispatch: bool = False, payload: object = None) -> list[Envelope]:
     made = [rig.envelope(payload or Renamed(name=str(i))) for i in range(count)]
     rig.store.events.append(made, timeout=1)
@@ -182,9 +189,7 @@ def test_little_is_compared_for_all_handlers_with_one_question_each(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"keep{number}" for number in range(5)]
-    for name in names:
-        rig.handler(lambda e: None, name=name)
-    rig.bus.open()
+    listen(rig, *names)
     events = accept(rig, 3)
     rig.clock.advance(21)
     questions = Questions(rig, monkeypatch)
@@ -219,9 +224,7 @@ def test_each_handler_is_owed_what_came_after_it_began_and_what_it_listens_to(ri
 
 def test_much_is_compared_handler_by_handler(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAGE", 3)
-    for name in ("one", "two"):
-        rig.handler(lambda e: None, name=name)
-    rig.bus.open()
+    listen(rig, "one", "two")
     events = accept(rig, 7)
     rig.clock.advance(60)
     assert reconciler(rig).round() == 14
@@ -247,9 +250,7 @@ def test_more_than_a_page_of_events_is_compared_though_each_handler_has_few(
 def test_more_deliveries_than_a_page_are_compared_though_the_events_are_few(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(4):
-        rig.handler(lambda e: None, name=f"keep{number}")
-    rig.bus.open()
+    listen(rig, *(f"keep{number}" for number in range(4)))
     monkeypatch.setattr(module, "PAGE", 6)
     accept(rig, 3)
     rig.clock.advance(60)
@@ -276,9 +277,7 @@ def test_a_handler_that_lags_behind_costs_the_others_nothing(
 
 
 def test_the_recorder_is_asked_before_the_events_are_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("one", "two"):
-        rig.handler(lambda e: None, name=name)
-    rig.bus.open()
+    listen(rig, "one", "two")
     order: list[str] = []
     find, state = rig.store.events.find, rig.broker.consumer_state
 
@@ -300,9 +299,7 @@ def test_the_recorder_is_asked_before_the_events_are_read(rig: Rig, monkeypatch:
 def test_a_watermark_stored_late_does_not_meet_a_handler_registered_anew(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("one", "two"):
-        rig.handler(lambda e: None, name=name)
-    rig.bus.open()
+    listen(rig, "one", "two")
     events = accept(rig)
     rig.clock.advance(LATE + 60)
     running = reconciler(rig)
@@ -325,9 +322,7 @@ def test_a_watermark_stored_late_does_not_meet_a_handler_registered_anew(
 def test_what_was_compared_before_the_broker_went_away_is_kept(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("one", "two"):
-        rig.handler(lambda e: None, name=name)
-    rig.bus.open()
+    listen(rig, "one", "two")
     rig.clock.advance(1000)
     accept(rig, dispatch=True)
     rig.clock.advance(21)
