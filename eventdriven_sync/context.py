@@ -36,8 +36,6 @@ class Handling:
         abandoned: the attempt timed out or lost its lease: it may publish no more.
         ended: the handler returned or raised: what threads it left behind publish is refused.
         session: the transaction of a transactional handler.
-        leased_until: of a transaction that runs under a lease, when that ends by the process's own clock
-            (``time.monotonic``): a renewal before it is needed would only make it run again.
     """
 
     handler: str
@@ -48,7 +46,6 @@ class Handling:
     abandoned: bool = False
     ended: bool = False
     session: Any = None
-    leased_until: float = 0.0
 
 
 @attrs.define(eq=False)

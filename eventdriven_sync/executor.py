@@ -268,7 +268,6 @@ class Executor:
         """
         longest = min(attempts[0].handler.timeout or TRANSACTION_LIFETIME, TRANSACTION_LIFETIME)
         lease = self._settings.lease + (longest if again else 0.0)
-        handling.leased_until = time.monotonic() + lease
         held = [attempt for attempt in attempts if attempt.delivery]
         for token in dict.fromkeys(attempt.token for attempt in held):
             mine = [attempt for attempt in held if attempt.token == token]

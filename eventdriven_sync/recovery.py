@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 PAUSE_AFTER_ERROR = 1.0
 # While more is due than was claimed, and at least between two looks.
 BREATH = 0.01
+# Leases are looked after so many times in their length, and renewed when less than this part of it is left:
+# half of it at the least, for a store that is away.
+LOOKS = 6
+RENEWED_BELOW = 2 / 3
 
 
 class RecoveryLane:
@@ -114,17 +118,15 @@ class RecoveryLane:
         return len(kept)
 
     def renew(self) -> None:
-        """Prolong the leases of everything held; an attempt that lost its lease may publish no more.
+        """Prolong the leases of what is held; an attempt that lost its lease may publish no more.
 
-        A transaction has prolonged its own, and a renewal in its middle makes it run again: it is spared
-        while that lease lasts as long as a renewed one would at the next look.
+        A lease that was prolonged lately is left alone, and only the store can say so: a transaction does
+        it right before it begins, and a renewal that comes after that makes it run again.
         """
-        soon = time.monotonic() + self._lease * 2 / 3
-        for token, held in self._leases.held().items():
-            attempts = {key: attempt for key, attempt in held.items() if not _lasts(attempt, soon)}
-            if not attempts:
-                continue
-            lost = self._store.deliveries.renew(list(attempts), token=token, lease=self._lease)
+        for token, attempts in self._leases.held().items():
+            lost = self._store.deliveries.renew(
+                list(attempts), token=token, lease=self._lease, ending_within=self._lease * RENEWED_BELOW
+            )
             for delivery_id in lost:
                 handling = attempts[delivery_id].handling
                 if handling:
@@ -190,22 +192,17 @@ class RecoveryLane:
 
     def _round(self) -> float:
         now = time.monotonic()
-        if now - self._renewed >= self._lease / 3:
+        if now - self._renewed >= self._lease / LOOKS:
             self.renew()
             self._renewed = now
         room = self._room()[1]
         if room > 0:
             # A full claim means that more may be due; one that found less was all there was.
             self._more_is_due = self.claim() >= room
-        return BREATH if self._more_is_due else min(self._poll_every, self._lease / 3)
+        return BREATH if self._more_is_due else min(self._poll_every, self._lease / LOOKS)
 
 
 def _attempt(handler: Handler, delivery: Delivery) -> Attempt:
     return Attempt(
         handler=handler, delivery=delivery, event=delivery.event, token=delivery.token, checked=True
     )
-
-
-def _lasts(attempt: Attempt, until: float) -> bool:
-    """Whether a transaction runs under a lease that lasts until then."""
-    return attempt.handling is not None and attempt.handling.leased_until > until

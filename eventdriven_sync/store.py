@@ -125,12 +125,20 @@ class DeliveryStore(Protocol):
         """
 
     def renew(
-        self, delivery_ids: Sequence[str], *, token: str, lease: float, begun: bool = False
+        self,
+        delivery_ids: Sequence[str],
+        *,
+        token: str,
+        lease: float,
+        begun: bool = False,
+        ending_within: float | None = None,
     ) -> set[str]:
         """Prolong leases; return the ids that are no longer held under ``token``.
 
         Args:
+            lease: seconds from now.
             begun: their handler runs now: if they are lost from here on, it counts.
+            ending_within: seconds; those that last longer are not touched.
         """
 
     def release(self, delivery_ids: Sequence[str], *, token: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,8 @@ from eventdriven_sync.stores.mongo_info import gather
 from eventdriven_sync.stores.mongo_jobs import MongoJobs
 from eventdriven_sync.stores.mongo_people import MongoPeople
 from eventdriven_sync.stores.mongo_trail import MongoTrail
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -185,6 +188,7 @@ class MongoStore:
             except (PyMongoError, EventDrivenError) as error:
                 if not _transient(error) or time.monotonic() + pause >= deadline:
                     raise
+                log.info("A transaction runs again: %s", error, extra={"action": "transaction_again"})
             # Without chance two that met would meet again.
             time.sleep(random.uniform(0, pause))
             pause = min(pause * 1.5, 0.5)

@@ -146,11 +146,18 @@ class MongoLanes:
         return [delivery_of(found[key]) for key in ids if key in found]
 
     def renew(
-        self, delivery_ids: Sequence[str], *, token: str, lease: float, begun: bool = False
+        self,
+        delivery_ids: Sequence[str],
+        *,
+        token: str,
+        lease: float,
+        begun: bool = False,
+        ending_within: float | None = None,
     ) -> set[str]:
         """Prolong leases; return the ids that are no longer held under ``token``."""
         fields = {"due_at": later(lease)} | ({"begun": "$$REMOVE"} if begun else {})
-        if not self._change(delivery_ids, token, fields, "while renewing leases"):
+        ending = {} if ending_within is None else {"$expr": {"$lt": ["$due_at", later(ending_within)]}}
+        if not self._change(delivery_ids, token, fields, "while renewing leases", only=ending):
             return set()
         held = self.held(delivery_ids)
         return {key for key in delivery_ids if held.get(key) != token}
@@ -165,12 +172,14 @@ class MongoLanes:
         }
         self._change(delivery_ids, token, fields, "while giving deliveries back")
 
-    def _change(self, ids: Sequence[str], token: str, fields: Document, action: str) -> int:
-        """Change what is held under the token; how many of the ids are not."""
+    def _change(
+        self, ids: Sequence[str], token: str, fields: Document, action: str, *, only: Document | None = None
+    ) -> int:
+        """Change what is held under the token; how many of the ids are not, or not among ``only``."""
         if not ids:
             return 0
         connection = self._link.now
-        where = {"_id": {"$in": list(ids)}, "token": token, "state": "running"}
+        where = {"_id": {"$in": list(ids)}, "token": token, "state": "running", **(only or {})}
         target = connection.collections[DELIVERIES]
         result = connection.call(action, lambda: target.update_many(where, [{"$set": fields}]))
         return len(set(ids)) - result.matched_count

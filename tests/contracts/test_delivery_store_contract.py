@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 
 import attrs
 import pytest
@@ -355,6 +356,20 @@ def test_renewing_keeps_a_delivery_from_being_claimed(lane: Lane) -> None:
     lane.stage.pass_time(LEASE)
     assert lane.claim() == []
     assert lane.record.attempts == 1
+
+
+def test_only_a_lease_that_ends_soon_is_renewed_if_that_is_asked(lane: Lane) -> None:
+    lane.start(token="slow-1", lease=LONG)
+    lasting = lane.record
+    renew = partial(lane.deliveries.renew, [lane.id], lease=LONG)
+    assert renew(token="slow-1", ending_within=LONG / 2) == set()
+    assert lane.record == lasting
+    assert renew(token="other", ending_within=LONG / 2) == {lane.id}
+    lane.stage.pass_time(0.01)
+    assert renew(token="slow-1", ending_within=2 * LONG) == set()
+    assert lasting.due_at is not None
+    assert lane.record.due_at is not None
+    assert lane.record.due_at > lasting.due_at
 
 
 def test_renewing_tells_what_is_no_longer_held(lane: Lane) -> None:

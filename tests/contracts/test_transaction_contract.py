@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import attrs
@@ -133,6 +134,28 @@ def test_a_lease_renewed_during_the_transaction_makes_it_run_again(stage: StoreS
 
     stage.store.run_transaction(body, timeout=TIMEOUT)
     assert runs == 2
+    assert stage.store.deliveries.states([record.id]) == {record.id: "succeeded"}
+
+
+def test_a_renewal_that_finds_the_lease_long_enough_does_not_disturb_the_transaction(
+    stage: StoreStage, given: Samples
+) -> None:
+    event, runs = given.event(), 0
+    record = given.delivery(event, token="claim-1", attempts=1)
+    stage.store.deliveries.start([record], lease=60)
+    settlement = given.settlement(event, Done(), token="claim-1", claimed=True)
+
+    def body(session: Any) -> None:
+        nonlocal runs
+        runs += 1
+        renew = partial(stage.store.deliveries.renew, [record.id], token="claim-1", lease=60)
+        stage.store.events.append([given.event()], timeout=TIMEOUT, session=session)
+        assert renew(ending_within=40) == set()
+        assert stage.store.deliveries.settle_in(session, settlement)
+        assert renew(ending_within=40) == set()
+
+    stage.store.run_transaction(body, timeout=TIMEOUT)
+    assert runs == 1
     assert stage.store.deliveries.states([record.id]) == {record.id: "succeeded"}
 
 

@@ -677,6 +677,27 @@ def test_what_a_person_did_is_kept_and_bounded(
     assert {each["action"] for each in document["actions"]} == {"retry"}
 
 
+def test_the_log_says_why_a_transaction_runs_again(
+    store: MongoStore, stored: Database[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    business = store.database.business
+    business.insert_one({"_id": 1, "runs": 0})
+
+    def body(session: Any) -> None:
+        found = business.find_one({"_id": 1}, session=session)
+        assert found is not None
+        if found["runs"] == 0:
+            business.update_one({"_id": 1}, {"$set": {"runs": 1}})
+        business.update_one({"_id": 1}, {"$inc": {"runs": 1}}, session=session)
+
+    with caplog.at_level("INFO", logger="eventdriven_sync"):
+        store.run_transaction(body, timeout=TIMEOUT)
+    assert stored.business.find_one() == {"_id": 1, "runs": 2}
+    [told] = [record for record in caplog.records if getattr(record, "action", "") == "transaction_again"]
+    assert "A transaction runs again: " in told.getMessage()
+    assert "WriteConflict" in told.getMessage()
+
+
 def test_concurrent_publishers_of_one_id_store_it_once(store: MongoStore, given: Samples) -> None:
     event = given.event()
     with ThreadPoolExecutor(16) as pool:

@@ -121,7 +121,12 @@ def _renew_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def _renew_amid_transactions(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(recovery, "_lasts", lambda attempt, until: False)
+    renew = deliveries.MemoryDeliveries.renew
+
+    def wrong(self: Any, *args: Any, ending_within: float | None = None, **options: Any) -> set[str]:
+        return renew(self, *args, **options)
+
+    patch.setattr(deliveries.MemoryDeliveries, "renew", wrong)
 
 
 def _reconcile_nothing(patch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """The recovery lane: claims within its share, keeps its leases, notices those it lost."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from eventdriven_sync.errors import StoreUnavailable
 from eventdriven_sync.handlers import Handler
 from eventdriven_sync.lanes import MAX_CLAIM
 from eventdriven_sync.outcome import Done, RetryAt
-from eventdriven_sync.recovery import RecoveryLane
+from eventdriven_sync.recovery import LOOKS, RecoveryLane
 from eventdriven_sync.settling import NEVER
 from eventdriven_sync.stores.memory import MemorySession
 from tests.polling import eventually
@@ -97,7 +98,7 @@ def test_what_is_expected_sooner_is_looked_for_sooner(rig: Rig) -> None:
     handler = rig.handler(lambda e: None, name="keep")
     lane = recovery(rig, handler, poll_every=60.0)
     lane.start()
-    eventually(lambda: lane._next_look > time.monotonic() + 5 and lane._next_look != NEVER)
+    eventually(lambda: lane._next_look > time.monotonic() + 4 and lane._next_look != NEVER)
     pending(rig, handler, 1)
     lane.expect(30.0)
     assert len(rig.leases) == 0
@@ -282,6 +283,45 @@ def test_a_transaction_is_not_disturbed_by_the_renewal_of_its_lease(rig: Rig) ->
     attempt = rig.claimed(handler, ADA)
     assert rig.run(attempt) == Done()
     assert (runs, rig.state(attempt)) == (["Ada"], "succeeded")
+
+
+def test_a_renewal_on_its_way_while_a_transaction_begins_does_not_disturb_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held was looked up before the handler began, and the renewal reaches the store after that."""
+    runs: list[str] = []
+    renewals: list[Callable[[], set[str]]] = []
+    renew = rig.store.deliveries.renew
+
+    def sent(*arguments: Any, **options: Any) -> set[str]:
+        renewals.append(partial(renew, *arguments, **options))
+        return set()
+
+    def book(event: Renamed, session: MemorySession) -> None:
+        runs.append(event.name)
+        session.open()
+        assert [arrive() for arrive in renewals] == [set()]
+
+    handler = rig.handler(book, transactional=True, timeout=2)
+    attempt = rig.claimed(handler, ADA)
+    rig.clock.advance(25)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store.deliveries, "renew", sent)
+        recovery(rig, handler).renew()
+    assert rig.run(attempt) == Done()
+    assert (runs, rig.state(attempt)) == (["Ada"], "succeeded")
+
+
+def test_no_lease_has_less_than_half_of_it_left(rig: Rig) -> None:
+    handler = rig.handler(lambda e: None, name="keep")
+    lane, attempt = recovery(rig, handler), rig.claimed(handler, ADA)
+    left = []
+    for _ in range(30):
+        rig.clock.advance(30.0 / LOOKS)
+        left.append(rig.store.deliveries.next_due([handler.name]))
+        lane.renew()
+    assert rig.state(attempt) == "running"
+    assert min(filter(None, left)) == 15
 
 
 def test_a_transaction_longer_than_its_lease_runs_again_with_one_that_is_long_enough(

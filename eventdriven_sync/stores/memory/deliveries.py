@@ -78,13 +78,22 @@ class MemoryDeliveries:
         return [copied(each) for each in claimed]
 
     def renew(
-        self, delivery_ids: Sequence[str], *, token: str, lease: float, begun: bool = False
+        self,
+        delivery_ids: Sequence[str],
+        *,
+        token: str,
+        lease: float,
+        begun: bool = False,
+        ending_within: float | None = None,
     ) -> set[str]:
         """Prolong leases; return the ids that are no longer held under ``token``."""
-        until = _in(self._state.clock(), lease)
+        now = self._state.clock()
+        soon = None if ending_within is None else _in(now, ending_within)
         with self._state.open() as tables:
             held = _held(tables.deliveries, delivery_ids, token)
-            _put(tables.deliveries, [evolve(each, due_at=until, begun=begun or each.begun) for each in held])
+            ending = [each for each in held if soon is None or each.due_at is None or each.due_at < soon]
+            prolonged = [evolve(each, due_at=_in(now, lease), begun=begun or each.begun) for each in ending]
+            _put(tables.deliveries, prolonged)
         return set(delivery_ids) - {each.id for each in held}
 
     def release(self, delivery_ids: Sequence[str], *, token: str) -> None:
