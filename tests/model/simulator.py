@@ -126,13 +126,18 @@ class Node(Process):
             self.world.fault("store", self)
             self.world.loop.sleep(1.0)
             raise StoreUnavailable("simulated: the store is away")
+        # Others take their turns while the request is on its way, or while the answer is.
+        travels = self.draws_half()
+        if travels:
+            self.world.loop.pause()
         answer = call()
         if lost:
             # What was stored is dispatched late, after the call was repeated.
             self.world.fault("delay")
             self.world.loop.sleep(1.0)
             raise PublishOutcomeUnknown("simulated: timed out, but it was done")
-        self.world.loop.pause()
+        if not travels:
+            self.world.loop.pause()
         return answer
 
     def commit(self, rows: list[tuple[str, str]]) -> None:

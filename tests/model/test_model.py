@@ -128,5 +128,6 @@ class TestFew(Deliveries.TestCase):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 class TestMany(Deliveries.TestCase):
     settings = MANY

@@ -117,7 +117,8 @@ class Notes:
     def __init__(self, node: Node, witness: Witness) -> None:
         self._node = node
         self._witness = witness
-        self._knows: dict[str, list[int]] = defaultdict(list)
+        # By delivery: when the store said that it may run, and under which token, once it has one.
+        self._knows: dict[str, list[tuple[int, str]]] = defaultdict(list)
         self._permits: Counter[str] = Counter()
 
     @property
@@ -133,7 +134,7 @@ class Notes:
             event_id=event_id,
             node=self._node.name,
             began=self._turn,
-            knew=self._knows[key][-1] if self._knows[key] else -1,
+            knew=max((turn for turn, _ in self._knows[key]), default=-1),
             number=len(earlier) + 1,
             raised_before=sum(run.how == "raised" for run in earlier),
         )
@@ -171,14 +172,16 @@ class Notes:
         self._permits.update(key for key in delivery_ids if key in answer)
         self._know(key for key in delivery_ids if key not in answer)
 
-    def claim_due(self, answer: Sequence[Delivery], *_: Any, **__: Any) -> None:
-        self._know(each.id for each in answer)
+    def claim_due(self, answer: Sequence[Delivery], *_: Any, token: str, **__: Any) -> None:
+        self._know((each.id for each in answer), token)
 
-    def renew(self, answer: set[str], delivery_ids: Sequence[str], *, begun: bool = False, **_: Any) -> None:
+    def renew(
+        self, answer: set[str], delivery_ids: Sequence[str], *, token: str, begun: bool = False, **_: Any
+    ) -> None:
         self._witness.unheard.update(delivery_ids if begun else ())
         for key in delivery_ids:
-            if key not in answer and self._knows[key]:
-                self._knows[key][-1] = self._turn
+            if key not in answer and self._forget(key, token) is not None:
+                self._know([key], token)
 
     def settle(self, answer: Sequence[bool], settlements: Sequence[Settlement]) -> None:
         self._permits.update(each.delivery_id for each, ok in zip(settlements, answer, strict=True) if ok)
@@ -186,22 +189,31 @@ class Notes:
     # What a process is refused counts from when it hears of it.
 
     def heard_start(self, answer: Sequence[bool], deliveries: Sequence[Delivery], **_: Any) -> None:
-        self._refuse(each.id for each, ok in zip(deliveries, answer, strict=True) if not ok)
+        for each, ok in zip(deliveries, answer, strict=True):
+            turn = self._forget(each.id, "")
+            if ok and turn is not None:
+                self._knows[each.id].append((turn, each.token))
+            self._permits[each.id] += not ok
 
     def heard_renew(
-        self, answer: set[str], delivery_ids: Sequence[str], *, begun: bool = False, **_: Any
+        self, answer: set[str], delivery_ids: Sequence[str], *, token: str, begun: bool = False, **_: Any
     ) -> None:
         self._witness.unheard.subtract(delivery_ids if begun else ())
-        self._refuse(answer)
-
-    def _refuse(self, keys: Iterable[str]) -> None:
-        for key in keys:
+        for key in answer:
             self._permits[key] += 1
-            del self._knows[key][-1:]
+            self._forget(key, token)
 
-    def _know(self, keys: Iterable[str]) -> None:
+    def _know(self, keys: Iterable[str], token: str = "") -> None:
         for key in keys:
-            self._knows[key].append(self._turn)
+            self._knows[key].append((self._turn, token))
+
+    def _forget(self, key: str, token: str) -> int | None:
+        """What one attempt was told no longer holds; when it was told."""
+        for index, (turn, known) in enumerate(self._knows[key]):
+            if known == token:
+                del self._knows[key][index]
+                return turn
+        return None
 
 
 class WatchedDeliveries(dict[str, Delivery]):
