@@ -1,5 +1,6 @@
 """The judgement: what publishers and handlers noted, against what the database holds."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import pymongo
 from tests.faults.journal import Journal
 from tests.faults.workload import EFFECTS, TRANSACTIONAL, Load
 
+SHOWN = 5
 SETTLED = ("succeeded", "dead", "discarded")
 
 
@@ -22,6 +24,7 @@ class Verdict:
         unpublished: numbers that should have been published and were not.
         lost: accepted, but not at its end with every handler, as "handler id: why".
         dup_starts: starts of handlers that no recorded attempt accounts for.
+        started_again: of the first few of them, what is known.
         dup_effects: transactional effects that are there more than once, or without a success.
         doubtful: ids whose publisher never learned whether they were accepted, and which are stored.
         dead: dead deliveries by reason.
@@ -37,6 +40,7 @@ class Verdict:
     unpublished: int
     lost: tuple[str, ...]
     dup_starts: int
+    started_again: tuple[str, ...]
     dup_effects: int
     doubtful: int
     dead: Mapping[str, int]
@@ -59,6 +63,7 @@ def check(journal: Journal, database: pymongo.database.Database[Any], load: Load
     effects = {d["_id"]: d["times"] for d in database[EFFECTS].find()}
     starts = Counter((n["handler"], n["id"]) for n in journal.notes("start"))
     done = Counter((n["handler"], n["id"]) for n in journal.notes("done"))
+    excess = {key: n for key, count in starts.items() if (n := _excess(count, deliveries.get(":".join(key))))}
     seen = starts + Counter((n["handler"], n["id"]) for n in journal.notes("entered"))
     stored = {d["_id"].partition(":")[2] for d in deliveries.values()}
     seconds = sorted(note["seconds"] for note in [*receipts, *refusals])
@@ -67,7 +72,8 @@ def check(journal: Journal, database: pymongo.database.Database[Any], load: Load
         accepted=len(accepted),
         unpublished=load.events - len(accepted if load.repeat_doubtful else begun),
         lost=tuple(_lost(accepted, deliveries, done, seen, effects, load)),
-        dup_starts=sum(_excess(count, deliveries.get(f"{h}:{i}")) for (h, i), count in starts.items()),
+        dup_starts=sum(excess.values()),
+        started_again=tuple(_told(key, journal, deliveries) for key in itertools.islice(excess, SHOWN)),
         dup_effects=sum(_wrong_effect(i, times, deliveries) for i, times in effects.items()),
         doubtful=len((begun - accepted) & stored),
         dead=Counter(d.get("reason", "") for d in deliveries.values() if d["state"] == "dead"),
@@ -105,6 +111,16 @@ def _excess(starts: int, delivery: Mapping[str, Any] | None) -> int:
         return starts
     recorded = delivery.get("failed", 0) + (delivery["state"] == "succeeded")
     return max(0, starts - max(1, recorded))
+
+
+def _told(key: tuple[str, str], journal: Journal, deliveries: Mapping[str, Any]) -> str:
+    """Everything the witness and the database say of a handler's attempts at an event."""
+    notes = [
+        f"{note['what']} {note['at']:.3f} in {note['pid']}.{note['thread']}"
+        for note in journal.notes("entered", "start", "failed", "done")
+        if (note["handler"], note["id"]) == key
+    ]
+    return f"{' '.join(key)}: {', '.join(notes)}; stored: {deliveries.get(':'.join(key))}"
 
 
 def _wrong_effect(event: str, times: int, deliveries: Mapping[str, Any]) -> int:

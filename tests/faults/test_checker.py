@@ -88,6 +88,10 @@ def test_a_start_that_no_record_accounts_for_is_counted(history: History) -> Non
     history.set(f"{PLAIN}:event-1", failed=1)
     verdict = check(history.journal, history.database, LOAD)
     assert verdict.dup_starts == 1, "the second start of event-1 is the retry after its failure"
+    [told] = verdict.started_again
+    assert told.startswith("Mail.send event-0: start ")
+    assert told.count("start ") == 2
+    assert told.endswith("; stored: {'_id': 'Mail.send:event-0', 'state': 'succeeded'}")
 
 
 def test_what_was_stored_without_a_receipt_is_in_doubt_and_not_lost(history: History) -> None:
