@@ -15,6 +15,9 @@ from eventdriven_sync.envelope import Envelope, new_id, utcnow
 from eventdriven_sync.handlers import Handler
 from eventdriven_sync.records import Delivery, delivery_id
 
+# A lease is renewed when less than this part of it is left.
+RENEWED_BELOW = 2 / 3
+
 
 @attrs.define(eq=False, kw_only=True)
 class Attempt:

@@ -7,6 +7,7 @@ acknowledges. No hook stands between them.
 from __future__ import annotations
 
 import contextvars
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,7 @@ import attrs
 from tenacity import retry_always
 
 from eventdriven_sync import context
-from eventdriven_sync.attempt import Attempt
+from eventdriven_sync.attempt import RENEWED_BELOW, Attempt
 from eventdriven_sync.codec import Codec
 from eventdriven_sync.config import Settings
 from eventdriven_sync.envelope import Envelope, accepted_now, utcnow
@@ -51,6 +52,8 @@ from eventdriven_sync.outcome import (
 )
 from eventdriven_sync.records import RawMessage, Settlement, delivery_id
 from eventdriven_sync.store import Store
+
+log = logging.getLogger(__name__)
 
 # Asked for by the handler, or the servers' fault: `on` of a policy is about the handler's own errors.
 _NOT_THE_HANDLERS = (Retry, StoreUnavailable, BrokerUnavailable, PublishOutcomeUnknown)
@@ -251,8 +254,15 @@ class Executor:
     ) -> None:
         """One run inside a transaction. The driver may run it again on a conflict: it begins from nothing."""
         function = attempts[0].handler.function
-        again, handling.session = handling.session is not None, session
-        if handling.abandoned or not self._prolonged(attempts, handling, again):
+        if handling.session is not None:
+            log.info(
+                "%s runs again for event %s: its transaction met a conflict, and wrote nothing",
+                handling.handler,
+                ", ".join(attempt.event_id for attempt in attempts),
+                extra={"action": "transaction_again"},
+            )
+        handling.session = session
+        if handling.abandoned or not self._prolonged(attempts):
             raise LeaseLost(f"{handling.handler} no longer owns this delivery: it does not run again")
         handling.emitted.clear()
         handling.held_bytes, handling.published = 0, 0
@@ -260,14 +270,14 @@ class Executor:
         if error is not None:
             raise error
 
-    def _prolonged(self, attempts: Sequence[Attempt], handling: context.Handling, again: bool) -> bool:
+    def _prolonged(self, attempts: Sequence[Attempt]) -> bool:
         """Whether the leases are ours, renewed before the transaction: within, that conflicts with it.
 
-        One that runs again may have met just that: it gets as long as a transaction can last. A suspect is
-        said to begin with the same call, so that nothing comes between that and the handler.
+        So it gets a lease that need not be renewed as long as the transaction can last. A suspect is said to
+        begin with the same call, so that nothing comes between that and the handler.
         """
-        longest = min(attempts[0].handler.timeout or TRANSACTION_LIFETIME, TRANSACTION_LIFETIME)
-        lease = self._settings.lease + (longest if again else 0.0)
+        longest = min(self._time_of(attempts[0].handler), TRANSACTION_LIFETIME)
+        lease = max(self._settings.lease, self._settings.lease * RENEWED_BELOW + longest)
         held = [attempt for attempt in attempts if attempt.delivery]
         for token in dict.fromkeys(attempt.token for attempt in held):
             mine = [attempt for attempt in held if attempt.token == token]
@@ -301,10 +311,14 @@ class Executor:
     def _transact(self, body: Callable[[Any], None], handler: Handler) -> BaseException | None:
         """Business writes, emitted events and ``succeeded`` commit together."""
         try:
-            self._store.run_transaction(body, timeout=handler.timeout or self._settings.publish_timeout)
+            self._store.run_transaction(body, timeout=self._time_of(handler))
         except BaseException as error:  # whatever a handler raises is an outcome, SystemExit included
             return error
         return None
+
+    def _time_of(self, handler: Handler) -> float:
+        """Seconds that a transactional handler may take."""
+        return handler.timeout or self._settings.publish_timeout
 
     def _call_batch(
         self, attempts: Sequence[Attempt], batch: Any, handling: context.Handling

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from eventdriven_sync.attempt import Attempt
+from eventdriven_sync.attempt import RENEWED_BELOW, Attempt
 from eventdriven_sync.envelope import new_id
 from eventdriven_sync.errors import StoreError
 from eventdriven_sync.handlers import Handler
@@ -28,10 +28,9 @@ log = logging.getLogger(__name__)
 PAUSE_AFTER_ERROR = 1.0
 # While more is due than was claimed, and at least between two looks.
 BREATH = 0.01
-# Leases are looked after so many times in their length, and renewed when less than this part of it is left:
-# half of it at the least, for a store that is away.
+# Leases are looked after so many times in their length: what is renewed then has half of it left, for a store
+# that is away.
 LOOKS = 6
-RENEWED_BELOW = 2 / 3
 
 
 class RecoveryLane:
@@ -199,7 +198,9 @@ class RecoveryLane:
         if room > 0:
             # A full claim means that more may be due; one that found less was all there was.
             self._more_is_due = self.claim() >= room
-        return BREATH if self._more_is_due else min(self._poll_every, self._lease / LOOKS)
+        if self._more_is_due:
+            return BREATH
+        return min(self._poll_every, max(BREATH, self._renewed + self._lease / LOOKS - time.monotonic()))
 
 
 def _attempt(handler: Handler, delivery: Delivery) -> Attempt:

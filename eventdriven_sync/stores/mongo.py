@@ -188,7 +188,7 @@ class MongoStore:
             except (PyMongoError, EventDrivenError) as error:
                 if not _transient(error) or time.monotonic() + pause >= deadline:
                     raise
-                log.info("A transaction runs again: %s", error, extra={"action": "transaction_again"})
+                log.debug("A transaction runs again: %s", error)
             # Without chance two that met would meet again.
             time.sleep(random.uniform(0, pause))
             pause = min(pause * 1.5, 0.5)

@@ -155,9 +155,12 @@ class MongoLanes:
         ending_within: float | None = None,
     ) -> set[str]:
         """Prolong leases; return the ids that are no longer held under ``token``."""
-        fields = {"due_at": later(lease)} | ({"begun": "$$REMOVE"} if begun else {})
-        ending = {} if ending_within is None else {"$expr": {"$lt": ["$due_at", later(ending_within)]}}
-        if not self._change(delivery_ids, token, fields, "while renewing leases", only=ending):
+        until = later(lease)
+        if ending_within is not None:
+            # What stays as it is the server does not write: a transaction that holds it meets no conflict.
+            until = {"$cond": [{"$lt": ["$due_at", later(ending_within)]}, until, "$due_at"]}
+        fields = {"due_at": until} | ({"begun": "$$REMOVE"} if begun else {})
+        if not self._change(delivery_ids, token, fields, "while renewing leases"):
             return set()
         held = self.held(delivery_ids)
         return {key for key in delivery_ids if held.get(key) != token}
@@ -172,14 +175,12 @@ class MongoLanes:
         }
         self._change(delivery_ids, token, fields, "while giving deliveries back")
 
-    def _change(
-        self, ids: Sequence[str], token: str, fields: Document, action: str, *, only: Document | None = None
-    ) -> int:
-        """Change what is held under the token; how many of the ids are not, or not among ``only``."""
+    def _change(self, ids: Sequence[str], token: str, fields: Document, action: str) -> int:
+        """Change what is held under the token; how many of the ids are not."""
         if not ids:
             return 0
         connection = self._link.now
-        where = {"_id": {"$in": list(ids)}, "token": token, "state": "running", **(only or {})}
+        where = {"_id": {"$in": list(ids)}, "token": token, "state": "running"}
         target = connection.collections[DELIVERIES]
         result = connection.call(action, lambda: target.update_many(where, [{"$set": fields}]))
         return len(set(ids)) - result.matched_count

@@ -1,8 +1,7 @@
 """The judgement: what publishers and handlers noted, against what the database holds."""
 
-import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -73,7 +72,7 @@ def check(journal: Journal, database: pymongo.database.Database[Any], load: Load
         unpublished=load.events - len(accepted if load.repeat_doubtful else begun),
         lost=tuple(_lost(accepted, deliveries, done, seen, effects, load)),
         dup_starts=sum(excess.values()),
-        started_again=tuple(_told(key, journal, deliveries) for key in itertools.islice(excess, SHOWN)),
+        started_again=tuple(_told(list(excess)[:SHOWN], journal, deliveries)),
         dup_effects=sum(_wrong_effect(i, times, deliveries) for i, times in effects.items()),
         doubtful=len((begun - accepted) & stored),
         dead=Counter(d.get("reason", "") for d in deliveries.values() if d["state"] == "dead"),
@@ -113,14 +112,16 @@ def _excess(starts: int, delivery: Mapping[str, Any] | None) -> int:
     return max(0, starts - max(1, recorded))
 
 
-def _told(key: tuple[str, str], journal: Journal, deliveries: Mapping[str, Any]) -> str:
-    """Everything the witness and the database say of a handler's attempts at an event."""
-    notes = [
-        f"{note['what']} {note['at']:.3f} in {note['pid']}.{note['thread']}"
-        for note in journal.notes("entered", "start", "failed", "done")
-        if (note["handler"], note["id"]) == key
-    ]
-    return f"{' '.join(key)}: {', '.join(notes)}; stored: {deliveries.get(':'.join(key))}"
+def _told(keys: Sequence[tuple[str, str]], journal: Journal, deliveries: Mapping[str, Any]) -> Iterable[str]:
+    """Everything the witness and the database say of these handlers' attempts at these events."""
+    found: dict[tuple[str, str], list[str]] = {key: [] for key in keys}
+    for note in journal.notes("entered", "start", "failed", "done") if keys else ():
+        if (note["handler"], note["id"]) in found:
+            found[note["handler"], note["id"]].append(
+                f"{note['what']} {note['at']:.3f} in {note['pid']}.{note['thread']}"
+            )
+    for key, notes in found.items():
+        yield f"{' '.join(key)}: {', '.join(notes)}; stored: {deliveries.get(':'.join(key))}"
 
 
 def _wrong_effect(event: str, times: int, deliveries: Mapping[str, Any]) -> int:

@@ -1,7 +1,7 @@
 """The memory adapters as one process of a simulated run sees them: across a network, from outside.
 
-Every call of a server gives up the turn before its answer, so that other processes act, or this one dies,
-between what was done and what is known of it. Faults are drawn for each call:
+Every call of a server gives up the turn once, so that other processes act, or this one dies, between what was
+asked and what is done, or between what was done and what is known of it. Faults are drawn for each call:
 
 - ``store``: the call timed out. Either nothing was done (``StoreUnavailable``), or it was done and the answer
   was lost (``PublishOutcomeUnknown``); the time-out itself takes time.

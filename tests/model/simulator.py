@@ -118,6 +118,10 @@ class Node(Process):
     def ask_store(self, call: Callable[[], Any], *, read: bool) -> Any:
         """One call of the store."""
         self.check()
+        # Others take their turns while the request is on its way, or while the answer is.
+        travels = self.draws_half()
+        if travels:
+            self.world.loop.pause()
         lost = self.draws("store")
         if lost and (read or self.draws_half()):
             self.world.loop.sleep(1.0)
@@ -126,10 +130,6 @@ class Node(Process):
             self.world.fault("store", self)
             self.world.loop.sleep(1.0)
             raise StoreUnavailable("simulated: the store is away")
-        # Others take their turns while the request is on its way, or while the answer is.
-        travels = self.draws_half()
-        if travels:
-            self.world.loop.pause()
         answer = call()
         if lost:
             # What was stored is dispatched late, after the call was repeated.
