@@ -254,16 +254,17 @@ class Executor:
     ) -> None:
         """One run inside a transaction. The driver may run it again on a conflict: it begins from nothing."""
         function = attempts[0].handler.function
-        if handling.session is not None:
-            log.info(
-                "%s runs again for event %s: its transaction met a conflict, and wrote nothing",
-                handling.handler,
-                ", ".join(attempt.event_id for attempt in attempts),
-                extra={"action": "transaction_again"},
-            )
-        handling.session = session
+        again, handling.session = handling.session is not None, session
         if handling.abandoned or not self._prolonged(attempts):
             raise LeaseLost(f"{handling.handler} no longer owns this delivery: it does not run again")
+        if again:
+            log.info(
+                "%s runs again for event %s%s: its transaction was ended by a conflict, and wrote nothing",
+                handling.handler,
+                attempts[0].event_id,
+                f" and {len(attempts) - 1} more" if len(attempts) > 1 else "",
+                extra={"action": "transaction_again", "delivery": attempts[0].delivery_id},
+            )
         handling.emitted.clear()
         handling.held_bytes, handling.published = 0, 0
         error = self._guarded(handling, function, argument, session)
