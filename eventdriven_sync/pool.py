@@ -318,7 +318,7 @@ class Pool:
     def _tell_begun(self, job: Job) -> None:
         """If the next one is a suspect, have the store know that it begins; its timeout does not run yet.
 
-        Of a transactional handler, or batch, the renewal right before it says so, within the transaction.
+        Of a transactional handler, or batch, the renewal right before it says so: ``Executor`` does that.
         """
         if job.lane.handler.transactional:
             return

@@ -138,7 +138,7 @@ class DeliveryStore(Protocol):
         Args:
             lease: seconds from now.
             begun: their handler runs now: if they are lost from here on, it counts.
-            ending_within: seconds; those that last longer are not touched.
+            ending_within: seconds; those that last longer are left as they are. Not together with ``begun``.
         """
 
     def release(self, delivery_ids: Sequence[str], *, token: str) -> None:
