@@ -110,7 +110,7 @@ class Publisher:
         duplicates: list[bool] = []
         for start in range(0, len(envelopes), CHUNK):
             chunk, sent = envelopes[start : start + CHUNK], messages[start : start + CHUNK]
-            if self._now(seconds) - chunk[0].published_at > STALE:
+            if len(envelopes) > 1 and self._now(seconds) - chunk[0].published_at > STALE:
                 chunk = list(accepted_now(chunk, self._now(seconds)))
                 sent = self._messages(chunk)
             duplicates += self._bus.store.events.append(chunk, timeout=seconds)

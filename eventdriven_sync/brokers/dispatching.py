@@ -25,10 +25,9 @@ WINDOW = 4096
 RUN = 64
 # A publisher that goes on has its messages sent in runs so far apart, seconds: each sending wakes this
 # process, the server and its consumers, which costs more than a message does. The first one goes at once;
-# where many are published together the runs are further apart.
-PACE, CROWDED_PACE = 0.002, 0.005
-# Messages of one run that make a crowd: about 1,500 a second.
-CROWD = 4
+# where more than one gathers, and so many come a second, the runs are further apart.
+PACE, STEADY_PACE = 0.002, 0.005
+STEADY = 500
 # Messages and bytes taken and not settled; beyond it dispatches are dropped.
 LIMIT = 20_000
 LIMIT_BYTES = 256 * 1024 * 1024
@@ -112,6 +111,7 @@ class Dispatcher:
         self._flights: dict[int, Flight] = {}
         self._aloft = 0  # messages of these flights
         self._awake = False
+        self._ran_at = 0.0
         self._stalls: dict[str, _Stall] = {}
         self._forbidden: dict[str, float] = {}
         self._confirmations: dict[str, bytes] = {}
@@ -174,7 +174,11 @@ class Dispatcher:
         self._awake = False
         if self._waiting and self._open:
             self._awake = True
-            self._later(CROWDED_PACE if len(self._waiting) >= CROWD else PACE, self.run)
+            now = time.monotonic()
+            gathered = len(self._waiting)
+            steady = gathered > 1 and gathered >= STEADY * (now - self._ran_at)
+            self._ran_at = now
+            self._later(STEADY_PACE if steady else PACE, self.run)
             self.pump()
 
     def pump(self) -> None:

@@ -358,31 +358,47 @@ def test_a_denied_subject_costs_a_run_only_its_own_messages(wire: Wire) -> None:
     assert wire.dispatcher.counts() == (2, 1, 0)
 
 
-def test_the_first_message_goes_at_once_and_what_follows_soon_together(wire: Wire) -> None:
-    dispatcher = wire.dispatcher
-
-    def give(name: str) -> bool:
+def give(wire: Wire, *names: str) -> bool:
+    """As a thread dispatches: the last is told whether it must wake the loop."""
+    woke = False
+    for name in names:
         message = Outgoing(stream=USERS, subject="blog.User.named", message_id=name, data=b"{}")
-        dispatcher.take([message], down_for=0)
-        return dispatcher.wake()
+        wire.dispatcher.take([message], down_for=0)
+        woke = wire.dispatcher.wake()
+    return woke
 
-    assert give("a")
-    dispatcher.run()
+
+def test_the_first_message_goes_at_once_and_what_follows_soon_together(wire: Wire) -> None:
+    assert give(wire, "a")
+    wire.dispatcher.run()
     assert wire.ids == ["a"]
     assert [seconds for seconds, _ in wire.calls] == [dispatching.PACE]
-    assert not give("b")
-    assert not give("c")
+    assert not give(wire, "b")
+    assert not give(wire, "c")
     assert wire.ids == ["a"]
     wire.calls.pop()[1]()
     assert wire.ids == ["a", "b", "c"]
     wire.calls.pop()[1]()
     assert wire.calls == []
-    assert give("d"), "nothing came meanwhile, so it sleeps"
-    for name in "efg":
-        give(name)
-    dispatcher.run()
-    assert wire.ids[-4:] == ["d", "e", "f", "g"]
-    assert [seconds for seconds, _ in wire.calls] == [dispatching.CROWDED_PACE]
+    assert give(wire, "d"), "nothing came meanwhile, so it sleeps"
+
+
+def test_runs_are_further_apart_while_so_many_come_that_they_gather(wire: Wire, clock: Clock) -> None:
+    def paces(*each_run: str) -> list[float]:
+        """The pause after each run, when these messages come before it."""
+        found = []
+        for names in each_run:
+            give(wire, *names)
+            clock.now += wire.calls[-1][0] if wire.calls else 1.0
+            wire.dispatcher.run()
+            found.append(wire.calls[-1][0])
+        return found
+
+    soon, later = dispatching.PACE, dispatching.STEADY_PACE
+    assert paces("a", "bc", "def", "ghi") == [soon, later, later, later]
+    assert paces("jk", "l") == [soon, soon], "few a second go soon"
+    clock.now += 1
+    assert paces("mnop") == [soon], "a few at once after a pause are no steady stream"
 
 
 def test_without_connection_nobody_stays_awake(wire: Wire) -> None:
