@@ -90,7 +90,7 @@ def test_a_handler_that_proves_fast_may_hold_more_and_a_slow_one_two_for_each_sl
     for pace in (1.0, 0.01, 1e-5):
         lane.pace = pace
         shares[pace] = lane.share
-    assert shares == {1.0: 4, 0.01: 20, 1e-5: MAX_CLAIM}
+    assert shares == {1.0: 4, 0.01: 40, 1e-5: MAX_CLAIM}
 
 
 def test_what_is_expected_sooner_is_looked_for_sooner(rig: Rig) -> None:
