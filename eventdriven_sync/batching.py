@@ -94,6 +94,11 @@ class Collector(Generic[T]):
             ready.append(self._buckets.pop(bucket.key).items)
         return ready
 
+    @property
+    def holds(self) -> bool:
+        """Whether something waits for its batch."""
+        return bool(self._buckets)
+
     def drain(self) -> list[T]:
         """Everything collected so far, which is no longer held."""
         items = [item for bucket in self._buckets.values() for item in bucket.items]

@@ -22,10 +22,10 @@ from eventdriven_sync.executor import Executor
 from eventdriven_sync.handlers import Handler
 from eventdriven_sync.lanes import Job, Lane, Running
 from eventdriven_sync.settling import Settler, Unsettled, release
+from eventdriven_sync.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-TICK = 0.05
 # A handler that runs longer than this gives the rest of its chunk back to the lane.
 SLOW = 0.1
 # Seconds that a stopping worker takes beyond its grace to tell servers, which may be away, what is left.
@@ -76,8 +76,7 @@ class Pool:
         self._threads: set[threading.Thread] = set()
         self._started = 0
         self._stopping = False
-        self._stopped = threading.Event()
-        self._watchdog = threading.Thread(target=self._watch, name="eventdriven-watchdog", daemon=True)
+        self._watchdog = Watchdog(self._look)
 
     def lane(self, handler: Handler) -> Lane:
         """A new lane for a handler."""
@@ -157,7 +156,7 @@ class Pool:
     @property
     def watched(self) -> bool:
         """Whether the watchdog over handlers that hang is alive."""
-        return self._watchdog.is_alive()
+        return self._watchdog.alive
 
     @property
     def waiting(self) -> int:
@@ -182,9 +181,7 @@ class Pool:
             self._settler.give_up()
             jobs = list(self._jobs.values())
         finish_within(LAST_WORD / 2, lambda: self._interrupt(jobs))
-        self._stopped.set()
-        if self._watchdog.ident:
-            self._watchdog.join(timeout=1.0)
+        self._watchdog.stop()
         return self.leftovers()
 
     def leftovers(self) -> list[Attempt]:
@@ -272,6 +269,7 @@ class Pool:
             lane.running += 1
             lane.asking += 1
             self._jobs[id(job)] = job
+            self._watchdog.wake()
             self._enqueue(lane)
             return job
 
@@ -378,26 +376,22 @@ class Pool:
         if self._stopping:
             self._changed.notify_all()
 
-    def _watch(self) -> None:
-        while not self._stopped.wait(TICK):
-            try:
-                self._look()
-            except Exception:
-                log.exception("The watchdog met an unexpected error and goes on")
-
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """Replace threads that hang, begin batches that are due; whether to look again."""
         with self._changed:
             jobs = list(self._jobs.values())
             for lane in self._lanes:
                 if lane.collector is not None and not self._stopping:
                     lane.batches.extend(lane.collector.due())
                     self._enqueue(lane)
+            collects = any(lane.collector.holds for lane in self._lanes if lane.collector)
         now = time.monotonic()
         for job in jobs:
             if job.overdue(now):
                 self._replace(job, now)
             elif job.waiting and job.running and now - job.since > SLOW:
                 self.offer(job.lane, job.give_back(), first=True)
+        return bool(jobs) or collects
 
     def _replace(self, job: Job, now: float) -> None:
         """The handler hangs: record that with its stack, and let a new thread take the slot."""

@@ -32,7 +32,7 @@ LAYERS = {
     ADAPTERS: "brokers stores",
     EXECUTION: (
         "attempt executor batching counting group_retries handlers middleware settling recovery recording "
-        "reconciler pool pulse lanes stats"
+        "reconciler pool pulse lanes stats watchdog"
     ),
     MODEL: (
         "_version broker codec config context envelope errors events figures fingerprint greenlets jobs "

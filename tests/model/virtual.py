@@ -32,6 +32,7 @@ from eventdriven_sync import (
     recovery,
     settling,
     stats,
+    watchdog,
     worker,
 )
 from eventdriven_sync.codec import Codec
@@ -307,6 +308,9 @@ class Event:
         self._set = True
         self._loop.wake(self._waiters, len(self._waiters))
 
+    def clear(self) -> None:
+        self._set = False
+
     def wait(self, timeout: float | None = None) -> bool:
         if not self._set:
             self._loop.park(self._waiters, timeout)
@@ -342,7 +346,7 @@ def installed(loop: Loop) -> Iterator[None]:
     changes: list[tuple[Any, str, Any]] = [
         *(
             (module, "threading", threads)
-            for module in (lanes, pool, reconciler, recording, recovery, settling, worker)
+            for module in (lanes, pool, reconciler, recording, recovery, settling, watchdog, worker)
         ),
         *(
             (module, "time", clock)
@@ -353,7 +357,7 @@ def installed(loop: Loop) -> Iterator[None]:
         (bus, "Codec", lambda **_: _CODEC),
         (executor, "stack_of", lambda error, below: ""),
         # A watchdog that looks 20 times a second would take every second turn.
-        (pool, "TICK", 1.0),
+        (watchdog, "TICK", 1.0),
         # As much shorter than the real one as the other times of a run.
         (reconciler, "LATE", 4.0),
         (settling, "wait_random_exponential", lambda **_: wait_fixed(0.5)),

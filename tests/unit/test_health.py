@@ -362,10 +362,11 @@ def ended() -> threading.Thread:
 
 def test_a_watchdog_that_ended_is_dead(bus: EventBus, seen: list[str], start: Callable[..., Worker]) -> None:
     worker = start()
-    watchdog, worker._pool._watchdog = worker._pool._watchdog, ended()
+    watchdog = worker._pool._watchdog
+    thread, watchdog._thread = watchdog._thread, ended()
     assert "the watchdog" in part(worker.health(), "worker threads").reason
     assert not worker.health().live
-    worker._pool._watchdog = watchdog
+    watchdog._thread = thread
     assert worker.health().live
 
 
