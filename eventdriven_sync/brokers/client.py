@@ -34,6 +34,11 @@ class NatsClient(Client):
         tasks = (self._reading_task, self._flusher_task)
         return self.is_connected and not any(task is None or task.done() for task in tasks)
 
+    async def ended(self, timeout: float) -> None:
+        """Wait until its reader or writer ends, or so many seconds."""
+        tasks = [task for task in (self._reading_task, self._flusher_task) if task is not None]
+        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
     @property
     def info(self) -> dict[str, Any]:
         """What the server said of itself."""

@@ -15,7 +15,7 @@ from eventdriven_sync.brokers.wire import Message
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
 _STEADY = 5.0
-_WATCH_EVERY = 0.1
+_WATCH_EVERY = 1.0
 _PROBE_EVERY = _PROBE_LIMIT = 5.0
 # Handed to the socket at once: nats-py does not let the loop run by itself while its buffer has room.
 _AT_ONCE = 128
@@ -36,6 +36,9 @@ class Session(Protocol):
 
     def write(self, commands: bytes) -> bool:
         """Hand whole commands of the protocol to the socket at once; False if it takes none just now."""
+
+    async def ended(self, timeout: float) -> None:
+        """Wait until its reader or writer ends, or so many seconds."""
 
     async def rtt(self, timeout: int) -> float:
         """A round trip to the server."""
@@ -194,7 +197,7 @@ class Link(Generic[S]):
     async def _watch(self, session: S) -> None:
         """An exception in nats-py's reader ends it silently; ``is_connected`` stays true."""
         while session.alive:
-            await asyncio.sleep(_WATCH_EVERY)
+            await session.ended(_WATCH_EVERY)
 
 
 def _is_cancelled() -> bool:

@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -36,6 +37,8 @@ from eventdriven_sync.errors import BrokerUnavailable, Closed, ConfigurationErro
 logger = logging.getLogger(__name__)
 _CONNECT_WAIT = _REQUEST_WAIT = _HOPELESS = 2
 _TICK = _RETRY_PAUSE = 0.1
+# Of pulls that only wait one in so many is looked at in each tick.
+_CALM = 10
 _SERVERS_MOST = 30
 _SHOWN = ("version", "server_name", "jetstream", "max_payload", "auth_required", "tls_required")
 
@@ -155,12 +158,13 @@ class Live:
                 waiting.set_result(None)
 
     async def _tick(self) -> None:
-        while True:
+        for turn in count():
             await asyncio.sleep(_TICK)
             try:
                 self.outbound.tick()
-                for pull in list(self.pulls):
-                    self._tick_pull(pull)
+                for place, pull in enumerate(list(self.pulls)):
+                    if (place + turn) % _CALM == 0 or not pull.only_waits:
+                        self._tick_pull(pull)
             except Exception:
                 logger.exception("a tick failed", extra={"action": "tick_failed"})
 

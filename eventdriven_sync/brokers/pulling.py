@@ -145,6 +145,11 @@ class Pull:
         return not (self._inbox or self.stopped or self.opening) and due
 
     @property
+    def only_waits(self) -> bool:
+        """Whether it has asked and has nothing in hand: then it may be looked at less often."""
+        return self._requested > 0 and not self._hand and not self.stopped
+
+    @property
     def wants_look(self) -> bool:
         """Whether nothing came for so long that the consumer should be looked at; see ``looked_at``."""
         asked = bool(self._inbox) and self._requested > 0 and not self.looking

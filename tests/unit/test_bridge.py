@@ -277,6 +277,9 @@ class Session:
             raise ValueError("cannot be sent")
         self.sent += payloads
 
+    async def ended(self, timeout: float) -> None:
+        await asyncio.sleep(min(timeout, 0.01))
+
     async def rtt(self, timeout: int) -> float:
         if not self.answers:
             raise TimeoutError

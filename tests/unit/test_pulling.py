@@ -248,6 +248,20 @@ def test_heartbeats_keep_the_request(desk: Desk, clock: Clock) -> None:
     assert desk.requests() == [10]
 
 
+def test_it_only_waits_while_it_has_asked_and_has_nothing_in_hand(desk: Desk) -> None:
+    assert desk.pull.only_waits
+    desk.arrive(1)
+    assert not desk.pull.only_waits
+    desk.pull.finish(desk.delivered)
+    assert desk.pull.only_waits
+    desk.pull.lost()
+    assert not desk.pull.only_waits
+    desk.pull.opened("inbox2")
+    assert desk.pull.only_waits
+    desk.pull.stop_now()
+    assert not desk.pull.only_waits
+
+
 def test_a_silent_consumer_is_looked_at_twice_before_it_is_pulled_anew(desk: Desk, clock: Clock) -> None:
     clock.now += 16
     desk.say("100")
