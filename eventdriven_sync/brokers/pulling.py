@@ -147,7 +147,7 @@ class Pull:
     @property
     def only_waits(self) -> bool:
         """Whether it has asked and has nothing in hand: then it may be looked at less often."""
-        return self._requested > 0 and not self._hand and not self.stopped
+        return self._requested > 0 and not self._hand
 
     @property
     def wants_look(self) -> bool:
