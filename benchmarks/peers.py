@@ -65,9 +65,12 @@ class Ours:
 
     def work(self, handlers: list[Callable[[Payload], None]]) -> None:
         from eventdriven_sync import Worker
+        from eventdriven_sync.heap import calm_collector
 
         for number, handler in enumerate(handlers):
             self._subscribe(number, handler)
+        self.calm = calm_collector()  # as in ``Worker.run``, which needs the main thread
+        self.calm.__enter__()
         Worker(self.bus, threads=THREADS).start()
 
     def _subscribe(self, number: int, handler: Callable[[Payload], None]) -> None:

@@ -34,6 +34,7 @@ from eventdriven_sync.greenlets import refuse_greenlets
 from eventdriven_sync.group_retries import GroupRetries
 from eventdriven_sync.handlers import Handler, check_count
 from eventdriven_sync.health import Health
+from eventdriven_sync.heap import calm_collector
 from eventdriven_sync.lanes import Lane
 from eventdriven_sync.pool import LAST_WORD, Pool, finish_within
 from eventdriven_sync.pulse import Pulse
@@ -134,11 +135,13 @@ class Worker:
         )
         return self
 
+    @calm_collector()
     def run(self) -> int:
         """Start, wait for SIGTERM or SIGINT (or ``stop`` from another thread), stop; returns the exit code.
 
         The first signal lets running handlers end within the grace period, a second one ends the process at
-        once. To be called in the main thread. A signal also disconnects the bus from NATS.
+        once. To be called in the main thread. A signal also disconnects the bus from NATS. Until it returns
+        the garbage collector looks less often (docs/operating.md).
         """
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)

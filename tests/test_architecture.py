@@ -35,7 +35,7 @@ LAYERS = {
         "reconciler pool pulse lanes stats watchdog"
     ),
     MODEL: (
-        "_version broker codec config context envelope errors events figures fingerprint greenlets jobs "
+        "_version broker codec config context envelope errors events figures fingerprint greenlets heap jobs "
         "outcome payload people queries records redaction retry sensitive shapes store telemetry upcasting"
     ),
 }

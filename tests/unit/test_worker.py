@@ -1,5 +1,6 @@
 """The worker on memory adapters: its options, its life, its signals, and what it gives back."""
 
+import gc
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from eventdriven_sync.errors import (
     PayloadNotSerializable,
     StoreUnavailable,
 )
+from eventdriven_sync.heap import FIRST
 from eventdriven_sync.records import Delivery
 from eventdriven_sync.store import EventQuery
 from eventdriven_sync.stores.memory import MemoryStore
@@ -175,6 +177,20 @@ def test_a_signal_lets_running_handlers_end(bus: EventBus, seen: list[str], numb
     assert Worker(bus, threads=1).run() == 0
     assert signal.getsignal(number) == before
     eventually(lambda: bus.store.deliveries.states([]) == {})
+
+
+def test_the_garbage_collector_is_calm_while_a_process_is_a_worker(bus: EventBus) -> None:
+    before, inside = gc.get_threshold(), list[int]()
+
+    @bus.group("Blog").handler(Renamed)
+    def look(event: Renamed) -> None:
+        inside.append(gc.get_threshold()[0])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Timer(0.2, bus.publish, [ADA]).start()
+    assert Worker(bus, threads=1).run() == 0
+    assert inside == [FIRST]
+    assert gc.get_threshold() == before
 
 
 def test_a_second_signal_ends_the_process_at_once(
