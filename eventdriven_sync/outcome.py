@@ -160,7 +160,7 @@ def text_of(error: BaseException) -> str:
         text = str(error)[: MAX_MESSAGE + _TAIL]
     except BaseException as broken:  # an exception of user code may not even be printable
         text = f"<its text cannot be read: {type(broken).__name__}>"
-    return _REDACTION.text(text.encode("utf-8", "backslashreplace").decode())[:MAX_MESSAGE]
+    return _redacted(text.encode("utf-8", "backslashreplace").decode())[:MAX_MESSAGE]
 
 
 def stack_of(error: BaseException, *, below: str) -> str:
@@ -181,15 +181,15 @@ def stack_of(error: BaseException, *, below: str) -> str:
 def _without_secrets(stack: str) -> str:
     parts, end = [], 0
     for frames in _FRAMES.finditer(stack):
-        parts += [_REDACTION.text(stack[end : frames.start()]), _frames_without_secrets(frames[0])]
+        parts += [_redacted(stack[end : frames.start()]), _redacted(frames[0])]
         end = frames.end()
-    return "".join([*parts, _REDACTION.text(stack[end:])])
+    return "".join([*parts, _redacted(stack[end:])])
 
 
 @lru_cache(maxsize=256)
-def _frames_without_secrets(frames: str) -> str:
-    # A handler that fails does so at the same place again and again, and looking takes its time.
-    return _REDACTION.text(frames)
+def _redacted(text: str) -> str:
+    # What fails does so again and again at the same place, with the same words, and looking takes its time.
+    return _REDACTION.text(text)
 
 
 def _formatted(error: BaseException, tb: TracebackType | None) -> str:

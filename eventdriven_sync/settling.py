@@ -58,20 +58,24 @@ class Leases:
     """What this process holds in the store: by token, the attempts whose lease must be renewed."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _held
+        self._lock = threading.Lock()  # guards what follows
         self._held: dict[str, dict[str, Attempt]] = {}
+        self._counts = Counter[str]()  # by handler: they are asked for a hundred times a second
 
     def hold(self, attempts: Sequence[Attempt]) -> None:
         """Renew for these from now on."""
         with self._lock:
             for attempt in attempts:
-                self._held.setdefault(attempt.token, {})[attempt.delivery_id] = attempt
+                same = self._held.setdefault(attempt.token, {})
+                self._counts[attempt.handler.name] += attempt.delivery_id not in same
+                same[attempt.delivery_id] = attempt
 
     def drop(self, attempts: Sequence[Attempt]) -> None:
         """These are settled or given back."""
         with self._lock:
             for attempt in attempts:
                 same = self._held.get(attempt.token, {})
+                self._counts[attempt.handler.name] -= attempt.delivery_id in same
                 same.pop(attempt.delivery_id, None)
                 if not same:
                     self._held.pop(attempt.token, None)
@@ -89,7 +93,7 @@ class Leases:
     def by_handler(self) -> Counter[str]:
         """How many are held for each handler."""
         with self._lock:
-            return Counter(a.handler.name for attempts in self._held.values() for a in attempts.values())
+            return +self._counts
 
     def __len__(self) -> int:
         return self.by_handler().total()

@@ -316,3 +316,14 @@ def test_forgetting_drops_the_lease_with_the_message(rig: Rig, handler: Any) -> 
     claimed, arrived = rig.claimed(handler, ADA), rig.arrived(handler, ADA)
     rig.settler.forget([claimed, arrived])
     assert (len(rig.leases), rig.hand.forgotten) == (0, [1])
+
+
+def test_what_is_held_twice_or_dropped_twice_counts_once(rig: Rig, handler: Any) -> None:
+    kept, left = rig.claimed(handler, ADA), rig.claimed(handler, ADA)
+    rig.leases.hold([kept, kept])
+    assert rig.leases.by_handler() == {"Blog.keep": 2}
+    rig.leases.drop([left, left])
+    rig.leases.drop([left])
+    assert rig.leases.by_handler() == {"Blog.keep": 1}
+    rig.leases.drop([kept])
+    assert (rig.leases.by_handler(), len(rig.leases)) == ({}, 0)
