@@ -29,6 +29,9 @@ Place = tuple[tuple[CodeType, int, int], ...]
 # The frames of stacks by where they stand, for what fails often; few, and short ones.
 _known_frames: dict[Place, str] = {}
 _FRAMES_MOST, _DEPTH_MOST = 64, 100
+# Texts in which nothing looked like a secret.
+_harmless: set[str] = set()
+_HARMLESS_MOST, _SHORT = 256, 500
 
 DeliveryState = Literal["pending", "running", "retrying", "succeeded", "dead", "discarded"]
 FINAL_STATES: frozenset[str] = frozenset({"succeeded", "dead", "discarded"})
@@ -181,15 +184,27 @@ def stack_of(error: BaseException, *, below: str) -> str:
 def _without_secrets(stack: str) -> str:
     parts, end = [], 0
     for frames in _FRAMES.finditer(stack):
-        parts += [_redacted(stack[end : frames.start()]), _redacted(frames[0])]
+        parts += [_redacted(stack[end : frames.start()]), _frames_without_secrets(frames[0])]
         end = frames.end()
     return "".join([*parts, _redacted(stack[end:])])
 
 
-@lru_cache(maxsize=256)
 def _redacted(text: str) -> str:
-    # What fails does so again and again at the same place, with the same words, and looking takes its time.
-    return _REDACTION.text(text)
+    """What fails does so again and again with the same words. Only those without a secret are remembered."""
+    if text in _harmless:
+        return text
+    found = _REDACTION.text(text)
+    if found == text and len(text) <= _SHORT:
+        if len(_harmless) >= _HARMLESS_MOST:
+            _harmless.clear()
+        _harmless.add(text)
+    return found
+
+
+@lru_cache(maxsize=256)
+def _frames_without_secrets(frames: str) -> str:
+    # A handler that fails does so at the same place again and again, and looking takes its time.
+    return _REDACTION.text(frames)
 
 
 def _formatted(error: BaseException, tb: TracebackType | None) -> str:

@@ -146,8 +146,8 @@ class Pull:
 
     @property
     def only_waits(self) -> bool:
-        """Whether it has asked and has nothing in hand: then it may be looked at less often."""
-        return self._requested > 0 and not self._hand
+        """Whether it has asked, for no more than it may hold, and holds nothing: one look a second will do."""
+        return 0 < self._requested <= self._window and not self._hand
 
     @property
     def wants_look(self) -> bool:

@@ -278,7 +278,8 @@ class Session:
         self.sent += payloads
 
     async def ended(self, timeout: float) -> None:
-        await asyncio.sleep(min(timeout, 0.01))
+        while self.alive:
+            await asyncio.sleep(0.01)
 
     async def rtt(self, timeout: int) -> float:
         if not self.answers:
@@ -320,6 +321,7 @@ def server() -> Server:
 @pytest.fixture
 def link(bridge: Bridge, server: Server, monkeypatch: pytest.MonkeyPatch) -> Link[Session]:
     monkeypatch.setattr(link_module, "_PROBE_EVERY", 0.05)
+    monkeypatch.setattr(link_module, "_WATCH_EVERY", 60.0)  # a session tells by itself that it ended
     made: Link[Session] = Link(
         server.connect,
         on_up=server.up,

@@ -177,3 +177,17 @@ def test_few_stacks_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
             namespace["fail"]()
         assert f"ValueError: {number}" in stack_of(caught.value, below="nowhere")
     assert 0 < len(kept) <= module._FRAMES_MOST
+
+
+def test_only_texts_without_a_secret_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_harmless", remembered := set[str]())
+    monkeypatch.setattr(module, "_HARMLESS_MOST", 3)
+    for said in ("the shop is closed", "password=Hunter2Secret99", "x y " * 200):
+        failed = ValueError(said)
+        module.text_of(failed)
+        module.stack_of(failed, below="")
+    assert "the shop is closed" in remembered
+    assert not [text for text in remembered if "Hunter2" in text or len(text) > 500]
+    for number in range(5):
+        module.text_of(ValueError(f"number {number}"))
+    assert len(remembered) <= 3

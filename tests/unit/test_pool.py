@@ -16,6 +16,7 @@ from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import LeaseLost
 from eventdriven_sync.lanes import MAX_CHUNK, MAX_WINDOW, Job, Lane
+from eventdriven_sync.watchdog import TICK
 from tests.polling import eventually
 from tests.unit.rig import Gate, Greeted, Renamed, Rig
 
@@ -475,7 +476,8 @@ def test_a_batch_is_full_at_its_size(rig: Rig) -> None:
 def test_a_batch_that_is_not_full_goes_after_its_wait(rig: Rig) -> None:
     sizes: list[int] = []
     pool = rig.pool()
-    lane = pool.lane(rig.batch_handler(_noting(sizes), max_size=10, max_wait=0.05))
+    # Longer than the pause between two looks of the watchdog, which has nobody else to look after meanwhile.
+    lane = pool.lane(rig.batch_handler(_noting(sizes), max_size=10, max_wait=4 * TICK))
     pool.start()
     rig.offer(pool, lane, some(3))
     eventually(lambda: len(rig.hand.finished) == 3)

@@ -254,6 +254,10 @@ def test_it_only_waits_while_it_has_asked_and_has_nothing_in_hand(desk: Desk) ->
     assert not desk.pull.only_waits
     desk.pull.finish(desk.delivered)
     assert desk.pull.only_waits
+    desk.pull.resize(5)
+    assert not desk.pull.only_waits, "it asked for more than it may hold now"
+    desk.pull.resize(10)
+    assert desk.pull.only_waits
     desk.pull.lost()
     assert not desk.pull.only_waits
     desk.pull.opened("inbox2")
