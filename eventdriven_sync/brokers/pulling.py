@@ -146,7 +146,7 @@ class Pull:
 
     @property
     def only_waits(self) -> bool:
-        """Whether it has asked, for no more than it may hold, and holds nothing: one look a second will do."""
+        """Whether it has asked, for no more than it may hold, and holds nothing: a look a second will do."""
         return 0 < self._requested <= self._window and not self._hand
 
     @property
