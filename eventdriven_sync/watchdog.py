@@ -9,13 +9,15 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 TICK = 0.05
+# Looks in vain before it sleeps: waking it costs whoever begins something more than it costs to look.
+LINGERS = 20
 
 
 class Watchdog:
-    """Calls ``look`` every 50 ms from ``wake`` on, until nothing is left to look after. Thread-safe.
+    """Calls ``look`` every 50 ms from ``wake`` on, until nothing was there for a second. Thread-safe.
 
     Args:
-        look: whether it must look again.
+        look: whether there is something to look after.
     """
 
     def __init__(self, look: Callable[[], bool]) -> None:
@@ -46,15 +48,19 @@ class Watchdog:
         return self._thread.is_alive()
 
     def _run(self) -> None:
+        quiet = LINGERS
         while not self._stopped.is_set():
-            self._work.wait()
+            if quiet >= LINGERS:
+                self._work.wait()
             if self._stopped.wait(TICK):
                 return
+            woken = self._work.is_set()
             self._work.clear()  # before the look: who wakes it later begins something that it did not see
-            try:
-                again = self._look()
-            except Exception:
-                log.exception("The watchdog met an unexpected error and goes on")
-                again = True
-            if again:
-                self._work.set()
+            quiet = 0 if self._sees_something() or woken else quiet + 1
+
+    def _sees_something(self) -> bool:
+        try:
+            return self._look()
+        except Exception:
+            log.exception("The watchdog met an unexpected error and goes on")
+            return True

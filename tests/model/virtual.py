@@ -358,6 +358,7 @@ def installed(loop: Loop) -> Iterator[None]:
         (executor, "stack_of", lambda error, below: ""),
         # A watchdog that looks 20 times a second would take every second turn.
         (watchdog, "TICK", 1.0),
+        (watchdog, "LINGERS", 1),
         # As much shorter than the real one as the other times of a run.
         (reconciler, "LATE", 4.0),
         (settling, "wait_random_exponential", lambda **_: wait_fixed(0.5)),

@@ -10,13 +10,12 @@ from typing import Any
 import attrs
 import pytest
 
-from eventdriven_sync import Reject, event
+from eventdriven_sync import Reject, event, watchdog
 from eventdriven_sync import pool as module
 from eventdriven_sync.attempt import Attempt
 from eventdriven_sync.batching import Batch
 from eventdriven_sync.errors import LeaseLost
 from eventdriven_sync.lanes import MAX_CHUNK, MAX_WINDOW, Job, Lane
-from eventdriven_sync.watchdog import TICK
 from tests.polling import eventually
 from tests.unit.rig import Gate, Greeted, Renamed, Rig
 
@@ -473,11 +472,12 @@ def test_a_batch_is_full_at_its_size(rig: Rig) -> None:
     assert sizes == [10, 10, 10]
 
 
-def test_a_batch_that_is_not_full_goes_after_its_wait(rig: Rig) -> None:
+def test_a_batch_that_is_not_full_goes_after_its_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     pool = rig.pool()
-    # Longer than the pause between two looks of the watchdog, which has nobody else to look after meanwhile.
-    lane = pool.lane(rig.batch_handler(_noting(sizes), max_size=10, max_wait=4 * TICK))
+    # Longer than the watchdog looks on when it sees nothing to look after.
+    monkeypatch.setattr(watchdog, "LINGERS", 1)
+    lane = pool.lane(rig.batch_handler(_noting(sizes), max_size=10, max_wait=4 * watchdog.TICK))
     pool.start()
     rig.offer(pool, lane, some(3))
     eventually(lambda: len(rig.hand.finished) == 3)

@@ -1,25 +1,25 @@
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
+from eventdriven_sync import watchdog as module
 from eventdriven_sync.watchdog import Watchdog
 from tests.polling import eventually
 
 
 class Looks:
-    """What a watchdog found at its looks: how often it was to look again, and what happened meanwhile."""
+    """A watchdog's looks: how often there is something to look after, and what happens during a look."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.again = 0
+        self.found = 0
         self.meanwhile: Callable[[], None] = lambda: None
 
     def __call__(self) -> bool:
         self.count += 1
         self.meanwhile()
-        self.again -= 1
-        return self.again >= 0
+        self.found -= 1
+        return self.found >= 0
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def looks() -> Looks:
 
 
 @pytest.fixture
-def watchdog(looks: Looks) -> Iterator[Watchdog]:
+def watchdog(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
+    monkeypatch.setattr(module, "TICK", 0.01)
+    monkeypatch.setattr(module, "LINGERS", 3)
     watchdog = Watchdog(looks)
     watchdog.start()
     yield watchdog
@@ -36,36 +38,50 @@ def watchdog(looks: Looks) -> Iterator[Watchdog]:
     assert not watchdog.alive
 
 
-def asleep(watchdog: Watchdog) -> Any:
-    return lambda: not watchdog._work.is_set()
+def sleeps_after(count: int, watchdog: Watchdog, looks: Looks) -> None:
+    """It has looked so often, and only a wake-up makes it look again."""
+    eventually(lambda: looks.count >= count)
+    eventually(lambda: waits(watchdog))
+    assert looks.count == count
 
 
-def test_it_looks_until_nothing_is_left_to_look_after_and_sleeps(watchdog: Watchdog, looks: Looks) -> None:
-    assert asleep(watchdog)()
-    looks.again = 3
+def waits(watchdog: Watchdog) -> bool:
+    """Whether its thread waits for work, and not for the next look."""
+    return len(watchdog._work._cond._waiters) == 1  # type: ignore[attr-defined]
+
+
+def test_it_looks_until_nothing_was_there_for_a_while_and_sleeps(watchdog: Watchdog, looks: Looks) -> None:
+    eventually(lambda: waits(watchdog))
+    assert looks.count == 0
+    looks.found = 4
     watchdog.wake()
-    eventually(lambda: looks.count == 4)
-    eventually(asleep(watchdog))
+    sleeps_after(4 + 3, watchdog, looks)
     watchdog.wake()
-    eventually(lambda: looks.count == 5)
+    sleeps_after(7 + 1 + 3, watchdog, looks)
 
 
-def test_who_wakes_it_while_it_looks_is_not_overlooked(watchdog: Watchdog, looks: Looks) -> None:
-    looks.meanwhile = lambda: watchdog.wake() if looks.count == 1 else None
+def test_who_wakes_it_while_it_looks_for_the_last_time_is_not_overlooked(
+    watchdog: Watchdog, looks: Looks
+) -> None:
+    looks.meanwhile = lambda: watchdog.wake() if looks.count == 1 + 3 else None
     watchdog.wake()
-    eventually(lambda: looks.count == 2)
-    eventually(asleep(watchdog))
+    sleeps_after(1 + 3 + 1 + 3, watchdog, looks)
+
+
+def test_who_wakes_it_before_it_sleeps_keeps_it_awake(watchdog: Watchdog, looks: Looks) -> None:
+    looks.meanwhile = lambda: watchdog.wake() if looks.count == 2 else None
+    watchdog.wake()
+    sleeps_after(3 + 3, watchdog, looks)
 
 
 def test_an_error_does_not_put_it_to_sleep(watchdog: Watchdog, looks: Looks) -> None:
     def fail_once() -> None:
-        if looks.count == 1:
+        if looks.count == 1 + 3:
             raise RuntimeError("a bug of ours")
 
     looks.meanwhile = fail_once
     watchdog.wake()
-    eventually(lambda: looks.count == 2)
-    assert watchdog.alive
+    sleeps_after(1 + 3 + 3, watchdog, looks)
 
 
 def test_it_ends_although_it_was_stopped_while_it_looked(looks: Looks) -> None:
