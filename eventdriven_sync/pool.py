@@ -377,7 +377,7 @@ class Pool:
             self._changed.notify_all()
 
     def _look(self) -> bool:
-        """Replace threads that hang, begin batches that are due; whether to look again."""
+        """Replace threads that hang, begin batches that are due; whether anybody works or gathers."""
         with self._changed:
             jobs = list(self._jobs.values())
             for lane in self._lanes:
